@@ -278,3 +278,18 @@ func Open(b []byte, keys *chunk.Keyring) (Manifest, error) {
 	}
 	return m, nil
 }
+
+// MissingError is a commit's refusal because ids that the point needs are not
+// in the repository (any more). The agent sends them again from the snapshot,
+// which it keeps until commit has succeeded, and commits again.
+type MissingError struct {
+	Chunks []chunk.ID // at most MaxMissing
+	Pages  []chunk.ID
+}
+
+// MaxMissing bounds the ids of each kind that one refusal names.
+const MaxMissing = 4096
+
+func (e *MissingError) Error() string {
+	return fmt.Sprintf("%d chunks and %d map pages of the point are not in the repository", len(e.Chunks), len(e.Pages))
+}
