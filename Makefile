@@ -1,0 +1,46 @@
+# make alone lists the targets. Each one installs what it lacks (testenv/setup.sh says what and why) and can be run on a
+# fresh Debian 12.
+
+SHELL       := bash
+.SHELLFLAGS := -euo pipefail -c
+# A toolchain that setup.sh fetched comes first. Server programs are not in everybody's PATH.
+export PATH := $(CURDIR)/build/tools/bin:$(PATH):/usr/local/go/bin:/usr/sbin:/sbin
+
+version = $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+gobuild = go build -trimpath -buildvcs=false -ldflags '-X main.version=$(version)'
+
+.PHONY: help build demo test check bench generate clean
+
+help:
+	@echo 'make TARGET, where TARGET is'
+	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+
+build: ## bin/holdfast and bin/holdfast-plugin-*
+	@testenv/setup.sh build
+	mkdir -p bin
+	$(gobuild) -o bin/holdfast ./cmd/holdfast
+	for plugin in $$(go list -f '{{if eq .Name "main"}}{{.Dir}}{{end}}' ./plugins/...); do \
+		$(gobuild) -o bin/holdfast-plugin-$$(basename $$plugin) $$plugin; done
+
+demo: build ## a real machine is backed up, destroyed, restored and booted (KEEP=1 leaves it all running)
+	@testenv/setup.sh demo
+	@KEEP=$(KEEP) go run ./testenv/demo
+
+test: ## every suite, with the minutes that each took (SUITE="unit libvirt" runs some of them)
+	@testenv/setup.sh test
+	@.ci/test $(SUITE)
+
+check: ## format, vet, linters, generated code, licences, shell scripts, the build without cgo
+	@testenv/setup.sh lint
+	@.ci/check
+
+bench: build ## full, unchanged, incremental and restore: wall, CPU, memory, stored bytes
+	@testenv/setup.sh build
+	@go run ./testenv/bench
+
+generate: ## generated code and the API document, from their sources
+	@testenv/setup.sh lint
+	go generate ./...
+
+clean: ## removes what make built here; caches outside the tree stay
+	rm -rf bin build
