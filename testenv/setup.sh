@@ -44,6 +44,7 @@ build test demo lint | libc6-dev                  | headers for gcc
      test           | python3-cryptography        | its AES-256-GCM and X25519
      test           | python3-zstandard           | its zstd
                lint | shellcheck                  | reads the shell scripts
+               lint | protobuf-compiler           | generates the plugin protocol from its .proto
 '
 
 log=$(mktemp)
@@ -225,6 +226,21 @@ unpack_go() {
 	ls "$work"/debian/usr/lib/go-*/bin/go
 }
 
+# ---- generators
+
+# protoc looks for its Go plugins in PATH, at the versions that wrote what is committed.
+ensure_generators() {
+	ensure_generator protoc-gen-go 1.36.12 google.golang.org/protobuf/cmd/protoc-gen-go
+	ensure_generator protoc-gen-go-grpc 1.6.2 google.golang.org/grpc/cmd/protoc-gen-go-grpc
+}
+
+ensure_generator() {
+	local name=$1 version=$2 module=$3
+	[[ $("$links/$name" --version 2>/dev/null) == *"$version" ]] && return
+	say "missing $name $version: generates the plugin protocol from its .proto"
+	GOBIN=$links go install "$module@v$version" 2>"$log" || { tail -n 3 "$log"; go_on "make generate will not work"; }
+}
+
 # ---- what was asked for
 
 mode=${1:-}
@@ -246,3 +262,4 @@ else
 	go_on "this is not Debian: nothing is installed here, tests skip what they cannot find"
 fi
 ensure_go
+[ "$mode" != lint ] || ensure_generators
