@@ -14,6 +14,7 @@
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+PATH=$PATH:/usr/local/go/bin:/usr/sbin:/sbin # as in the Makefile
 readonly go_needed=26      # the minor version that go.mod asks for
 readonly go_fetched=1.26.8 # the version that is fetched where there is none
 readonly links=$PWD/build/tools/bin # first in the Makefile's PATH
