@@ -1,0 +1,107 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/holdfast-dr/holdfast/core/access"
+	"github.com/holdfast-dr/holdfast/core/audit"
+	"github.com/holdfast-dr/holdfast/core/blob"
+	"github.com/holdfast-dr/holdfast/core/gateway"
+	"github.com/holdfast-dr/holdfast/core/job"
+	"github.com/holdfast-dr/holdfast/core/quota"
+	"github.com/holdfast-dr/holdfast/core/tenant"
+)
+
+// huma makes its own refusals, of requests that do not fit an operation's
+// schema, through this function; they look like all others.
+func init() {
+	huma.NewError = func(status int, message string, errs ...error) huma.StatusError {
+		p := gateway.NewProblem(status, codeOf(status), message)
+		for _, err := range errs {
+			var detail *huma.ErrorDetail
+			switch {
+			case err == nil:
+			case errors.As(err, &detail):
+				p.Fields = append(p.Fields, gateway.FieldProblem{Field: detail.Location, Reason: detail.Message})
+			default:
+				p.Fields = append(p.Fields, gateway.FieldProblem{Field: "request", Reason: err.Error()})
+			}
+		}
+		return p
+	}
+}
+
+func codeOf(status int) gateway.Code {
+	switch status {
+	case http.StatusNotFound:
+		return gateway.CodeNotFound
+	case http.StatusUnauthorized:
+		return gateway.CodeAnonymous
+	case http.StatusForbidden:
+		return gateway.CodeDenied
+	case http.StatusConflict:
+		return gateway.CodeConflict
+	case http.StatusRequestEntityTooLarge:
+		return gateway.CodeTooLarge
+	case http.StatusServiceUnavailable:
+		return gateway.CodeUnavailable
+	}
+	if status >= 500 {
+		return gateway.CodeInternal
+	}
+	return gateway.CodeInvalid
+}
+
+// refuse turns a handler's error into its problem. What the tables do not know
+// is logged, with the request's id.
+func refuse(ctx context.Context, err error) error {
+	p := problemOf(err)
+	if p.Status == http.StatusInternalServerError && !errors.Is(err, context.Canceled) {
+		origin, _ := audit.From(ctx)
+		slog.ErrorContext(ctx, "request failed", "request", origin.Request, "actor", origin.Actor, "error", err)
+		p.Detail += " (request " + origin.Request + ")"
+	}
+	return p
+}
+
+// problemOf knows the errors of the rooms that only the API speaks to; the
+// others are on the wire, too.
+func problemOf(err error) *gateway.Problem {
+	conflict := func(hint string) *gateway.Problem {
+		return gateway.NewProblem(http.StatusConflict, gateway.CodeConflict, err.Error()).WithHint(hint)
+	}
+	if e, ok := errors.AsType[*blob.LocationError](err); ok {
+		p := gateway.NewProblem(http.StatusUnprocessableEntity, gateway.CodeInvalid, "the repository cannot be like this")
+		p.Fields = []gateway.FieldProblem{{Field: e.Field, Reason: e.Reason}}
+		return p
+	}
+	if e, ok := errors.AsType[*blob.InUseError](err); ok {
+		return conflict(e.Hint())
+	}
+	if e, ok := errors.AsType[*quota.NotEmptyError](err); ok {
+		return conflict(e.Hint())
+	}
+	if e, ok := errors.AsType[*tenant.HasBackupsError](err); ok {
+		return conflict(e.Hint())
+	}
+	switch {
+	case errors.Is(err, blob.ErrLocationNotFound):
+		return gateway.NewProblem(http.StatusNotFound, gateway.CodeNotFound, err.Error())
+	case errors.Is(err, blob.ErrLocationExists):
+		return gateway.NewProblem(http.StatusConflict, gateway.CodeExists, err.Error())
+	case errors.Is(err, blob.ErrLocationChanged):
+		return gateway.NewProblem(http.StatusConflict, gateway.CodeChanged, err.Error()).WithHint("read it again, then decide again")
+	case errors.Is(err, access.ErrLastAdmin):
+		return conflict("make somebody else a provider-admin first")
+	case errors.Is(err, job.ErrActive):
+		return conflict("watch the run that is there, or cancel it: holdfast run list")
+	case errors.Is(err, job.ErrFinal):
+		return conflict("a run that has ended stays as it is; start another one")
+	}
+	return gateway.ProblemOf(err)
+}

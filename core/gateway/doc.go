@@ -1,0 +1,36 @@
+// Package gateway is the tenant wire, both ends, and the admission behind it.
+//
+// # The wire
+//
+// One TCP port, TLS 1.3, HTTP/1.1 with keep-alive over as many parallel
+// connections as the work needs. Control is JSON; data is ids, bitmaps and
+// records of core/chunk, back to back. The routes are in routes.go, their
+// bodies in wire.go, the refusals in problem.go.
+//
+//	agent                                            server
+//	Client ──── N connections ── TLS 1.3 ──────────▶ Server
+//	  Enrol, Renew, Site                               identify: certificate, revocation, renew-only
+//	  Repository.Begin ─▶ Session                      version
+//	    Have, Put, Commit, Abort                       admit: enabled, lease, quota, one writer, tasks
+//	  Repository.Read, Manifest, Points, Forget        Repository, opened by cmd under a claim
+//
+// # What it promises
+//
+//   - A tenant is who its client certificate says, and nothing in a request can
+//     change that. What belongs to another tenant answers as if it did not exist.
+//   - Certificate, tenant, lease and quota are checked for every request, and
+//     every few seconds within a long one. Disconnect closes what is open.
+//   - A refusal is exact: its code maps to the same Go error on both ends, with a
+//     hint, and it loses nothing that was acknowledged before.
+//   - Every request is bounded in size, headers and time, and a slow sender ends
+//     by time-out. A server holds one small buffer per request in flight, whatever
+//     the size of the batch.
+//   - The client repeats what is idempotent, which is everything, until its
+//     patience ends; so a restart of the server, a lost connection or a changed
+//     address costs time and no work. Sessions are resumed by their id.
+//   - The answer to a data request says how long the server itself took
+//     (HeaderTook), so that whoever copies can tell a slow link from a slow store.
+//
+// The client checks the provider's pin in the TLS handshake, before the first
+// byte of a request, so a one-time token is never sent to somebody else.
+package gateway
