@@ -37,7 +37,7 @@ func TestCommandsInTheDocumentsExist(t *testing.T) {
 
 var (
 	block   = regexp.MustCompile("(?ms)^```.*?^```")
-	command = regexp.MustCompile("(?m)^(?:\\$ )?(holdfast .*)$")
+	command = regexp.MustCompile(`(?m)^(?:\$ )?(holdfast .*)$`)
 	inline  = regexp.MustCompile("`(holdfast [a-z][^`]*)`")
 	verb    = regexp.MustCompile(`^[a-z][a-z-]*$`)
 	flag    = regexp.MustCompile(`^-{1,2}[a-z][a-z-]*`)
