@@ -37,6 +37,10 @@ var recordMagic = [4]byte{'H', 'F', 'r', 'c'}
 // written.
 var ErrDamaged = errors.New("damaged")
 
+// ErrAbsent is wrapped by the error of a read that asked for an id which the
+// repository does not hold.
+var ErrAbsent = errors.New("absent")
+
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // Record is one framed chunk or page. Layout, all numbers little-endian:
@@ -157,6 +161,16 @@ func appendHeader(dst []byte, r Record, body int) []byte {
 	dst = binary.LittleEndian.AppendUint32(dst, 0)
 	dst = append(dst, r.Session[:]...)
 	return append(dst, r.ID[:]...)
+}
+
+// Append appends the record's bytes as ParseRecord read them, checksum
+// included: a record is passed on verbatim, damage and all.
+func (r Record) Append(dst []byte) []byte {
+	start := len(dst)
+	dst = appendHeader(dst, r, len(r.Body))
+	dst = append(dst, r.Body...)
+	binary.LittleEndian.PutUint32(dst[start+20:], r.Checksum)
+	return dst
 }
 
 // AppendPage appends the record of a map page, whose bytes point.Page encodes.

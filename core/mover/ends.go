@@ -30,8 +30,9 @@ type Writer interface {
 // goroutines.
 type Reader interface {
 	// Read calls emit for each id in the order asked, at most MaxIDs. A record
-	// that is absent or damaged is an error that names it. The record is valid
-	// during the call only. Readers of records check what they got: a Reader
-	// promises nothing about content.
+	// that is absent or damaged is an error that names it and wraps
+	// chunk.ErrAbsent or chunk.ErrDamaged, after those before it were emitted. The
+	// record is valid during the call only. Readers of records check what they
+	// got: a Reader promises nothing about content.
 	Read(ctx context.Context, kind chunk.Kind, ids []chunk.ID, emit func(chunk.Record) error) error
 }

@@ -120,6 +120,8 @@ func (g Geometry) Validate() error {
 		return fmt.Errorf("chunk size %d is not a power of two from 4096 to %d", g.ChunkSize, chunk.MaxSize)
 	case g.FanOut < 2 || g.FanOut > MaxFanOut:
 		return fmt.Errorf("fan-out %d is not from 2 to %d", g.FanOut, MaxFanOut)
+	case g.RootLevel() > MaxLevel:
+		return fmt.Errorf("a fan-out of %d needs more than %d levels for %d bytes", g.FanOut, MaxLevel, g.SizeBytes)
 	}
 	return nil
 }

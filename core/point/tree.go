@@ -2,6 +2,7 @@ package point
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -63,32 +64,41 @@ func (t Tree) fetchAll(ctx context.Context, ids []chunk.ID, level int) ([]Page, 
 // Walk calls visit for every chunk with an index in [from, to) that is not
 // zero, in ascending order. Pages are fetched MaxPageRequest at a time.
 func (t Tree) Walk(ctx context.Context, from, to int64, visit func(index int64, id chunk.ID) error) error {
+	return t.WalkAround(ctx, from, to, visit, nil)
+}
+
+// WalkAround is Walk that goes on where a page is damaged or absent: it tells
+// bad which chunks the page hides, and ends if that returns an error.
+func (t Tree) WalkAround(ctx context.Context, from, to int64, visit func(index int64, id chunk.ID) error, bad func(first, end int64, err error) error) error {
 	to = min(to, t.Chunks())
 	if t.Root.IsZero() || from >= to {
 		return nil
 	}
-	level := t.RootLevel()
-	root, err := t.fetch(ctx, t.Root, level)
-	if err != nil {
-		return err
-	}
-	return t.walk(ctx, root, 0, from, to, visit)
+	w := walker{tree: t, from: from, to: to, visit: visit, bad: bad}
+	return w.children(ctx, t.RootLevel(), []int64{0}, []chunk.ID{t.Root})
 }
 
-func (t Tree) walk(ctx context.Context, page Page, first, from, to int64, visit func(int64, chunk.ID) error) error {
-	span := t.span(page.Level)
+type walker struct {
+	tree     Tree
+	from, to int64
+	visit    func(index int64, id chunk.ID) error
+	bad      func(first, end int64, err error) error
+}
+
+func (w walker) page(ctx context.Context, page Page, first int64) error {
+	span := w.tree.span(page.Level)
 	var starts []int64
 	var ids []chunk.ID
 	for i, id := range page.IDs {
 		start := first + int64(i)*span
-		if id.IsZero() || start >= to || start+span <= from {
+		if id.IsZero() || start >= w.to || start+span <= w.from {
 			continue
 		}
 		starts, ids = append(starts, start), append(ids, id)
 	}
 	if page.Level == 0 {
 		for i, id := range ids {
-			if err := visit(starts[i], id); err != nil {
+			if err := w.visit(starts[i], id); err != nil {
 				return err
 			}
 		}
@@ -96,18 +106,44 @@ func (t Tree) walk(ctx context.Context, page Page, first, from, to int64, visit 
 	}
 	for len(ids) > 0 {
 		n := min(len(ids), MaxPageRequest)
-		children, err := t.fetchAll(ctx, ids[:n], page.Level-1)
-		if err != nil {
+		if err := w.children(ctx, page.Level-1, starts[:n], ids[:n]); err != nil {
 			return err
-		}
-		for i, child := range children {
-			if err := t.walk(ctx, child, starts[i], from, to, visit); err != nil {
-				return err
-			}
 		}
 		starts, ids = starts[n:], ids[n:]
 	}
 	return nil
+}
+
+// children visits what lies below some pages of one level.
+func (w walker) children(ctx context.Context, level int, starts []int64, ids []chunk.ID) error {
+	pages, err := w.tree.fetchAll(ctx, ids, level)
+	if err != nil && (w.bad == nil || !errors.Is(err, chunk.ErrDamaged) && !errors.Is(err, chunk.ErrAbsent)) {
+		return err
+	}
+	for i := range ids {
+		var page Page
+		if err == nil {
+			page = pages[i]
+		} else if single, err := w.tree.fetch(ctx, ids[i], level); err == nil {
+			page = single
+		} else if err := w.lost(starts[i], level, err); err != nil {
+			return err
+		} else {
+			continue
+		}
+		if err := w.page(ctx, page, starts[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w walker) lost(first int64, level int, err error) error {
+	if !errors.Is(err, chunk.ErrDamaged) && !errors.Is(err, chunk.ErrAbsent) {
+		return err
+	}
+	end := first + w.tree.span(level+1)
+	return w.bad(max(first, w.from), min(end, w.to), err)
 }
 
 // Cursor looks chunk ids up by index, keeping the path of pages to the last

@@ -1,0 +1,414 @@
+package mover
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/holdfast-dr/holdfast/core/chunk"
+	"github.com/holdfast-dr/holdfast/core/point"
+)
+
+// read fills slabs, one request for each contiguous range.
+func (s *sending) read(ctx context.Context) error {
+	for {
+		it, ok, err := recv(ctx, s.plans)
+		if !ok {
+			return err
+		}
+		if it.reads() == 0 {
+			s.maps <- it // has room for every item there is
+			continue
+		}
+		if it.slab, _, err = recv(ctx, s.slabs); err != nil {
+			return err
+		}
+		started := time.Now()
+		err = s.fill(it)
+		clock(&s.meter.source, started)
+		if err != nil {
+			return err
+		}
+		s.hashes <- it // has room for every slab there is
+	}
+}
+
+func (it *item) reads() (n int) {
+	for i := range it.chunks {
+		if !it.chunks[i].zero {
+			n++
+		}
+	}
+	return n
+}
+
+func (s *sending) fill(it *item) error {
+	g := s.disk.Geometry
+	used, from, start := 0, 0, int64(-1) // the range that is gathered: slab[from:used], at byte start
+	load := func() error {
+		if from == used {
+			return nil
+		}
+		n, err := s.disk.Reader.ReadAt(it.slab[from:used], start)
+		if n < used-from {
+			if err == nil || errors.Is(err, io.EOF) {
+				err = io.ErrUnexpectedEOF
+			}
+			return fmt.Errorf("read %d bytes at %d of the disk: %w", used-from, start, err)
+		}
+		s.meter.read.Add(int64(n))
+		return nil
+	}
+	for i := range it.chunks {
+		c := &it.chunks[i]
+		if c.zero {
+			continue
+		}
+		offset, length := c.index*g.ChunkSize, g.ChunkLength(c.index)
+		if start+int64(used-from) != offset || start < 0 {
+			if err := load(); err != nil {
+				return err
+			}
+			from, start = used, offset
+		}
+		c.plain = it.slab[used : used+length : used+length]
+		used += length
+	}
+	return load()
+}
+
+// work hashes and seals, sealing first, so that what is nearly done makes room.
+// It calls hashed when nothing is left to hash.
+func (s *sending) work(ctx context.Context, hashed func()) error {
+	hasher, sealer := s.to.Keys.NewHasher(), s.to.Keys.NewSealer(s.to.Session)
+	var scratch []byte
+	hashes := s.hashes
+	for {
+		var it *item
+		var ok, sealing bool
+		select {
+		case it, ok = <-s.seals:
+			sealing = true
+		default:
+			select {
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			case it, ok = <-s.seals:
+				sealing = true
+			case it, ok = <-hashes:
+			}
+		}
+		var err error
+		switch {
+		case sealing && !ok:
+			return nil
+		case sealing:
+			scratch, err = s.seal(ctx, it, sealer, scratch)
+		case !ok:
+			hashes = nil
+			hashed()
+		default:
+			s.hash(it, hasher)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func (s *sending) hash(it *item, hasher *chunk.Hasher) {
+	started := time.Now()
+	asks := 0
+	for i := range it.chunks {
+		c := &it.chunks[i]
+		if c.zero || bytes.Equal(c.plain, s.zeroes[:len(c.plain)]) {
+			continue
+		}
+		c.id = hasher.ID(c.plain)
+		_, suspect := s.suspect[c.id]
+		if c.ask = c.id != c.base || suspect; c.ask {
+			asks++
+			continue
+		}
+		s.same(*c)
+	}
+	clock(&s.meter.cpu, started)
+	if asks > 0 {
+		s.asks <- it // has room for every slab there is
+	} else {
+		s.release(it)
+	}
+	s.maps <- it // has room for every item there is
+}
+
+// same counts a chunk that need not be sent.
+func (s *sending) same(c piece) {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	s.stats.SameBytes += int64(len(c.plain))
+	s.sample.offer(candidate{id: c.id, base: c.id == c.base})
+}
+
+// release counts an item as done and gives its slab back.
+func (s *sending) release(it *item) {
+	total := 0
+	for i := range it.chunks {
+		total += len(it.chunks[i].plain)
+	}
+	s.meter.done.Add(int64(total))
+	slab := it.slab
+	s.slabs <- slab[:cap(slab)]
+}
+
+// ask finds out which chunks the repository lacks. While one question is on its
+// way more items gather, so questions grow with the round-trip time.
+func (s *sending) ask(ctx context.Context) error {
+	var group []*item
+	var ids []chunk.ID
+	for {
+		it, ok, err := recv(ctx, s.asks)
+		if !ok {
+			return err
+		}
+		group, ids = append(group[:0], it), it.asked(ids[:0])
+	gather:
+		for len(ids) < askGroup {
+			select {
+			case it, ok := <-s.asks:
+				if !ok {
+					break gather
+				}
+				group, ids = append(group, it), it.asked(ids)
+			default:
+				break gather
+			}
+		}
+		have, err := s.have(ctx, ids)
+		if err != nil {
+			return err
+		}
+		s.answer(group, have)
+	}
+}
+
+func (it *item) asked(ids []chunk.ID) []chunk.ID {
+	for i := range it.chunks {
+		if it.chunks[i].ask {
+			ids = append(ids, it.chunks[i].id)
+		}
+	}
+	return ids
+}
+
+func (s *sending) have(ctx context.Context, ids []chunk.ID) (have []bool, err error) {
+	err = s.retry.Do(ctx, func() (err error) {
+		defer clock(&s.meter.asked, time.Now())
+		have, err = s.to.Writer.Have(ctx, chunk.KindData, ids)
+		return err
+	})
+	if err == nil && len(have) != len(ids) {
+		err = fmt.Errorf("asked about %d chunks, got %d answers", len(ids), len(have))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ask which chunks the repository has: %w", err)
+	}
+	return have, nil
+}
+
+// answer marks what to send. A chunk that is on its way already, for another
+// place of the disk, is not sent twice.
+func (s *sending) answer(group []*item, have []bool) {
+	for _, it := range group {
+		needs := 0
+		for i := range it.chunks {
+			c := &it.chunks[i]
+			if !c.ask {
+				continue
+			}
+			present := have[0]
+			have = have[1:]
+			switch {
+			case present:
+				s.same(*c)
+			case s.claim(c.id):
+				c.need = true
+				needs++
+			default:
+				s.count(func(st *Stats) { st.SameBytes += int64(len(c.plain)) })
+			}
+		}
+		if needs == 0 {
+			s.release(it)
+			continue
+		}
+		s.seals <- it // has room for every slab there is
+	}
+}
+
+func (s *sending) claim(id chunk.ID) bool {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	if _, taken := s.claimed[id]; taken {
+		return false
+	}
+	s.claimed[id] = struct{}{}
+	return true
+}
+
+func (s *sending) seal(ctx context.Context, it *item, sealer *chunk.Sealer, scratch []byte) ([]byte, error) {
+	for i := range it.chunks {
+		c := &it.chunks[i]
+		if !c.need {
+			continue
+		}
+		started := time.Now()
+		record, err := sealer.Append(scratch[:0], c.id, c.plain)
+		clock(&s.meter.cpu, started)
+		if err != nil {
+			return scratch, err
+		}
+		scratch = record
+		if err := s.data.add(ctx, chunk.KindData, c.id, record); err != nil {
+			return scratch, err
+		}
+		s.count(func(st *Stats) {
+			st.SentChunks++
+			st.SentBytes += int64(len(c.plain))
+			st.StoredBytes += int64(len(record))
+		})
+	}
+	s.release(it)
+	return scratch, nil
+}
+
+// batch is the body of one Put.
+type batch struct {
+	data []byte
+	ids  []chunk.ID // of chunks
+}
+
+// packer gathers records into batches.
+type packer struct {
+	limit int
+	free  chan *batch
+	full  chan *batch
+
+	mutex sync.Mutex // guards open; held while waiting for a free batch
+	open  *batch
+}
+
+// add appends a record, handing over the open batch if it has no room.
+func (p *packer) add(ctx context.Context, kind chunk.Kind, id chunk.ID, record []byte) error {
+	p.mutex.Lock()
+	defer p.mutex.Unlock()
+	if p.open != nil && len(p.open.data)+len(record) > p.limit {
+		p.full <- p.open // has room for every batch there is
+		p.open = nil
+	}
+	if p.open == nil {
+		b, _, err := recv(ctx, p.free)
+		if err != nil {
+			return err
+		}
+		p.open = b
+	}
+	p.open.data = append(p.open.data, record...)
+	if kind == chunk.KindData {
+		p.open.ids = append(p.open.ids, id)
+	}
+	return nil
+}
+
+// flush hands over what is gathered.
+func (p *packer) flush() {
+	p.mutex.Lock()
+	defer p.mutex.Unlock()
+	if p.open != nil {
+		p.full <- p.open // has room for every batch there is
+		p.open = nil
+	}
+}
+
+// put sends batches, each until it has arrived.
+func (s *sending) put(ctx context.Context) error {
+	for {
+		b, ok, err := recv(ctx, s.puts)
+		if !ok {
+			return err
+		}
+		err = s.retry.Do(ctx, func() error {
+			defer clock(&s.meter.wire, time.Now())
+			return s.to.Writer.Put(ctx, b.data)
+		})
+		if err != nil {
+			return fmt.Errorf("send %d bytes to the repository: %w", len(b.data), err)
+		}
+		s.meter.sent.Add(int64(len(b.data)))
+		s.mutex.Lock()
+		for _, id := range b.ids {
+			delete(s.claimed, id)
+		}
+		s.mutex.Unlock()
+		b.data, b.ids = b.data[:0], b.ids[:0]
+		s.free <- b
+	}
+}
+
+// draw builds the map, taking items in order.
+func (s *sending) draw(ctx context.Context) (chunk.ID, error) {
+	pages := packer{limit: s.opts.BatchBytes, free: s.free, full: s.puts}
+	var record []byte
+	base := point.Tree{Geometry: s.disk.Geometry}
+	if s.disk.Base != nil {
+		base = s.base
+	}
+	builder, err := point.NewBuilder(base, func(ctx context.Context, id chunk.ID, page []byte) error {
+		record = chunk.AppendPage(record[:0], s.to.Session, id, page)
+		s.count(func(st *Stats) {
+			st.Pages++
+			st.PageBytes += int64(len(record))
+		})
+		return pages.add(ctx, chunk.KindPage, id, record)
+	})
+	if err != nil {
+		return chunk.ID{}, err
+	}
+	early := make(map[int64]*item, window)
+	for next := int64(0); ; {
+		it, ok, err := recv(ctx, s.maps)
+		if err != nil {
+			return chunk.ID{}, err
+		}
+		if !ok {
+			break
+		}
+		early[it.seq] = it
+		for it := early[next]; it != nil; it = early[next] {
+			delete(early, next)
+			next++
+			for i := range it.chunks {
+				c := &it.chunks[i] // need belongs to the askers: no copy
+				if c.id == c.base {
+					continue
+				}
+				if err := builder.Set(ctx, c.index, c.id); err != nil {
+					return chunk.ID{}, err
+				}
+			}
+			<-s.tokens
+		}
+	}
+	if ctx.Err() != nil {
+		return chunk.ID{}, context.Cause(ctx) // the stages before were cut short
+	}
+	root, err := builder.Finish(ctx)
+	if err != nil {
+		return chunk.ID{}, err
+	}
+	pages.flush()
+	return root, nil
+}
