@@ -28,7 +28,7 @@
 //	6  state          the database behind every room's store; imported by cmd and tests alone
 //	5  api            HTTP, OpenAPI: the provider's operations and the agent's
 //	   web            the console
-//	   agent          the tenant's loop: enrol, jobs, keys, endpoints
+//	4  agent          the tenant's loop: enrol, jobs, keys, endpoints; api serves its operations
 //	3  backup         hypervisor to repository
 //	   restore        repository to hypervisor or file
 //	   replica        hypervisor to hypervisor

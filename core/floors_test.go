@@ -34,7 +34,9 @@ var floors = map[string]int{
 
 	"backup": 3, "restore": 3, "replica": 3, "cdp": 3, "failover": 3,
 
-	"api": 5, "web": 5, "agent": 5,
+	"agent": 4, // below api, which serves its operations in the same document
+
+	"api": 5, "web": 5,
 
 	"state": 6,
 }

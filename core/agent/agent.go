@@ -1,0 +1,120 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/holdfast-dr/holdfast/core/host"
+	"github.com/holdfast-dr/holdfast/core/job"
+	"github.com/holdfast-dr/holdfast/core/tenant"
+	"github.com/holdfast-dr/holdfast/sdk"
+)
+
+// Agent is one site. Its exported fields are set before first use and not
+// changed; its methods may be called from several goroutines.
+type Agent struct {
+	Name    string // of the site; what its certificate requests say
+	Version string
+	Store   Store
+	Runs    job.Store
+	Host    host.Store // endpoints and enabled plugins
+	Plugins Plugins
+	Dial    func(Connection) (Wire, error)
+	Enrol   func(ctx context.Context, e Enrolment) (Connection, error)
+	Log     *slog.Logger
+	Clock   func() time.Time // nil: time.Now
+
+	keyMu sync.Mutex // serialises changes of the keyrings
+
+	manifests manifestCache
+
+	wireMu sync.Mutex // guards the fields below
+	wires  map[string]Wire
+
+	wakeOnce sync.Once
+	wakeUp   chan struct{}
+}
+
+// Plugins runs plugin processes; core/host implements it.
+type Plugins interface {
+	// Open gives the platform of an endpoint until release is called.
+	Open(ctx context.Context, e host.Endpoint) (p sdk.Platform, release func(), err error)
+}
+
+func (a *Agent) now() time.Time {
+	if a.Clock != nil {
+		return a.Clock()
+	}
+	return time.Now()
+}
+
+// wake makes the scheduler look at the jobs again.
+func (a *Agent) wake() {
+	select {
+	case a.wakes() <- struct{}{}:
+	default:
+	}
+}
+
+func (a *Agent) wakes() chan struct{} {
+	a.wakeOnce.Do(func() { a.wakeUp = make(chan struct{}, 1) })
+	return a.wakeUp
+}
+
+// Close ends the connections to the providers.
+func (a *Agent) Close() error {
+	a.wireMu.Lock()
+	defer a.wireMu.Unlock()
+	var failures []error
+	for _, w := range a.wires {
+		failures = append(failures, w.Close())
+	}
+	a.wires = nil
+	return errors.Join(failures...)
+}
+
+// endpoint finds an endpoint by name or id.
+func (a *Agent) endpoint(ctx context.Context, name string) (host.Endpoint, error) {
+	all, err := a.Host.Endpoints(ctx)
+	if err != nil {
+		return host.Endpoint{}, err
+	}
+	for _, e := range all {
+		if e.ID == name || strings.EqualFold(e.Name, name) {
+			return e, nil
+		}
+	}
+	return host.Endpoint{}, notFound("endpoint", name)
+}
+
+// connection finds a provider by name or id; "" means the only one.
+func (a *Agent) connection(ctx context.Context, name string) (Connection, error) {
+	all, err := a.Store.Connections(ctx)
+	if err != nil {
+		return Connection{}, err
+	}
+	if name == "" {
+		switch len(all) {
+		case 0:
+			return Connection{}, &KeyError{Reason: "this site is not connected to a provider", Next: "connect it: holdfast agent connect ADDRESS --fingerprint FINGERPRINT"}
+		case 1:
+			return all[0], nil
+		}
+		names := make([]string, len(all))
+		for i, c := range all {
+			names[i] = c.Name
+		}
+		return Connection{}, &tenant.InvalidError{Field: "provider", Reason: "name one of " + strings.Join(names, ", ")}
+	}
+	for _, c := range all {
+		if c.ID == name || strings.EqualFold(c.Name, name) {
+			return c, nil
+		}
+	}
+	return Connection{}, fmt.Errorf("provider %q: %w", name, tenant.ErrNotFound)
+}
