@@ -17,9 +17,9 @@ type Settings struct {
 	// Without are abilities that the platform does not have.
 	Without []sdk.Ability `json:"without,omitempty" help:"abilities to leave out: source, change-tracker, target, power"`
 	// Quiesce is the most that a running guest can do; "" means file-system.
-	Quiesce sdk.Quiesce `json:"quiesce,omitempty" help:"the most that guests can do: none, file-system (default) or application"`
+	Quiesce sdk.Quiesce `json:"quiesce,omitempty" help:"the most that guests can do; file-system by default" enum:"none,file-system,application"`
 	// Shape is how drafts want to be written; "" means random.
-	Shape sdk.Shape `json:"shape,omitempty" help:"how drafts want to be written: random (default) or sequential"`
+	Shape sdk.Shape `json:"shape,omitempty" help:"how drafts want to be written; random by default" enum:"random,sequential"`
 	// Faults are what goes wrong, besides the hypervisor's own.
 	Faults []Fault `json:"faults,omitempty" help:"what goes wrong on request"`
 	// Die ends the process for ActionKill and ActionDie; nil means SIGKILL.

@@ -1,0 +1,218 @@
+package plugin_test
+
+import (
+	"bytes"
+	"errors"
+	"sync"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/holdfast-dr/holdfast/sdk"
+	"github.com/holdfast-dr/holdfast/sdk/plugin"
+	"github.com/holdfast-dr/holdfast/sdk/sim"
+)
+
+const block = 64 << 10
+
+func ability[T any](t *testing.T, p *plugin.Process) T {
+	t.Helper()
+	found, ok := sdk.As[T](p.Platform())
+	if !ok {
+		t.Fatalf("the plugin lacks %T", found)
+	}
+	return found
+}
+
+func TestDisksAreReadOverNBD(t *testing.T) {
+	dir := t.TempDir()
+	hv, err := sim.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := hv.CreateMachine(sim.MachineSpec{Name: "db", DiskBytes: []int64{8*block + 512}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk := m.Disks[0].ID
+	content := bytes.Repeat([]byte("holdfast"), block/4)
+	if err := hv.WriteDisk(m.ID, disk, 2*block, content); err != nil {
+		t.Fatal(err)
+	}
+	epoch := uint64(0)
+	both(t, map[string]any{"dir": dir}, func(t *testing.T, p *plugin.Process) {
+		epoch++
+		source := ability[sdk.Source](t, p)
+		snap, err := source.Snapshot(t.Context(), sdk.Op{ID: t.Name(), Epoch: epoch}, sdk.SnapshotRequest{Machine: m.ID})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := source.OpenDisk(t.Context(), snap, disk)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var extents []sdk.Extent
+		for e, err := range r.Extents(t.Context(), 0, r.Size()) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			extents = append(extents, e)
+		}
+		want := []sdk.Extent{
+			{Offset: 0, Length: 2 * block, Zero: true},
+			{Offset: 2 * block, Length: 2 * block},
+			{Offset: 4 * block, Length: 4*block + 512, Zero: true},
+		}
+		if diff := cmp.Diff(want, extents); diff != "" {
+			t.Errorf("extents (-want +got):\n%s", diff)
+		}
+		got := make([]byte, r.Size())
+		var readers sync.WaitGroup
+		for off := 0; off < len(got); off += block {
+			readers.Go(func() {
+				piece := got[off:min(off+block, len(got))]
+				if _, err := r.ReadAt(piece, int64(off)); err != nil {
+					t.Errorf("read at %d: %v", off, err)
+				}
+			})
+		}
+		readers.Wait()
+		if !bytes.Equal(got[2*block:4*block], content) {
+			t.Error("the bytes are not those of the disk")
+		}
+		if err := source.EndSnapshot(t.Context(), sdk.Op{ID: t.Name(), Epoch: epoch}, snap, false); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.ReadAt(got[:512], 0); err == nil {
+			t.Error("read after the end of the snapshot succeeded")
+		}
+		if err := r.Close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+		if _, err := source.OpenDisk(t.Context(), snap, disk); !errors.Is(err, sdk.ErrNotFound) {
+			t.Errorf("open of an ended snapshot: %v, want ErrNotFound", err)
+		}
+	})
+}
+
+func draft(t *testing.T, target sdk.Target, epoch uint64) sdk.Draft {
+	t.Helper()
+	spec := sdk.DraftSpec{Machine: sdk.Machine{Name: "new", Disks: []sdk.Disk{{ID: "vda", SizeBytes: 16 * block}}}}
+	d, err := target.CreateDraft(t.Context(), sdk.Op{ID: "create " + t.Name(), Epoch: epoch}, spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func TestWriterBeforeIsFenced(t *testing.T) {
+	both(t, map[string]any{"dir": t.TempDir()}, func(t *testing.T, p *plugin.Process) {
+		target := ability[sdk.Target](t, p)
+		d := draft(t, target, 1)
+		open := func(epoch uint64) (sdk.BlockWriter, error) {
+			return target.OpenDraftDisk(t.Context(), sdk.Op{ID: "open", Epoch: epoch}, d, "vda")
+		}
+		first, err := open(1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer first.Close()
+		if _, err := first.WriteAt([]byte("early"), 0); err != nil {
+			t.Fatal(err)
+		}
+		second, err := open(2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer second.Close()
+		if _, err := first.WriteAt([]byte("late"), 0); err == nil {
+			t.Error("the earlier writer wrote after it was fenced")
+		}
+		if _, err := open(1); !errors.Is(err, sdk.ErrFenced) {
+			t.Errorf("open under an older epoch: %v, want ErrFenced", err)
+		}
+		if _, err := second.WriteAt([]byte("good"), 0); err != nil {
+			t.Errorf("the rightful writer, after a fenced attempt: %v", err)
+		}
+		if err := second.Zero(block, block); err != nil {
+			t.Error(err)
+		}
+		if err := second.Flush(); err != nil {
+			t.Error(err)
+		}
+		if _, err := target.CommitDraft(t.Context(), sdk.Op{ID: "commit", Epoch: 2}, d); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := second.WriteAt([]byte("late"), 0); err == nil {
+			t.Error("a write after the commit succeeded")
+		}
+	})
+}
+
+func TestSequentialShape(t *testing.T) {
+	dir := t.TempDir()
+	hv, err := sim.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	both(t, map[string]any{"dir": dir, "shape": "sequential"}, func(t *testing.T, p *plugin.Process) {
+		target := ability[sdk.Target](t, p)
+		d := draft(t, target, 1)
+		w, err := target.OpenDraftDisk(t.Context(), sdk.Op{ID: "open", Epoch: 1}, d, "vda")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer w.Close()
+		if w.Shape() != sdk.ShapeSequential {
+			t.Fatalf("shape %q, want sequential", w.Shape())
+		}
+		content := bytes.Repeat([]byte{7}, 3*block)
+		if _, err := w.WriteAt(content, block); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Zero(4*block, block); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.WriteAt(content[:512], 0); !errors.Is(err, sdk.ErrInvalid) {
+			t.Errorf("write backwards: %v, want ErrInvalid", err)
+		}
+		id, err := target.CommitDraft(t.Context(), sdk.Op{ID: "commit", Epoch: 1}, d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, 3*block)
+		if err := hv.ReadDisk(id, "vda", block, got); err != nil || !bytes.Equal(got, content) {
+			t.Errorf("what was written is not there (%v)", err)
+		}
+	})
+}
+
+func TestPanicInADiskIsAnErrorOfTheCall(t *testing.T) {
+	dir := t.TempDir()
+	hv, err := sim.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := hv.CreateMachine(sim.MachineSpec{Name: "db", DiskBytes: []int64{block}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := start(t, launch(t, map[string]any{"dir": dir, "faults": []sim.Fault{{Call: "ReadAt", Action: sim.ActionPanic}}}))
+	source := ability[sdk.Source](t, p)
+	snap, err := source.Snapshot(t.Context(), sdk.Op{ID: "s"}, sdk.SnapshotRequest{Machine: m.ID})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := source.OpenDisk(t.Context(), snap, m.Disks[0].ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	buf := make([]byte, 512)
+	if _, err := r.ReadAt(buf, 0); err == nil {
+		t.Error("a read that panicked succeeded")
+	}
+	if _, err := r.ReadAt(buf, 0); err != nil {
+		t.Errorf("the read after: %v", err)
+	}
+}
