@@ -163,7 +163,7 @@ func (r *Runner) execute(ctx context.Context, run Run) {
 	var err error
 	switch {
 	case run.Cancel:
-		cancel(ErrCancelled)
+		err = ErrCancelled
 	case run.Attempts > r.MaxAttempts:
 		err = fmt.Errorf("given up: it was started %d times and never ended", run.Attempts-1)
 	default:
@@ -244,13 +244,13 @@ func (r *Runner) settle(ctx context.Context, x *Execution, err, cause error) err
 	}
 	var retry *RetryError
 	switch {
-	case err == nil && !errors.Is(cause, ErrCancelled):
+	case err == nil: // also when a request to cancel came too late
 		state, failure := Succeeded, x.warning()
 		if failure != nil {
 			state = Warned
 		}
 		return r.Store.Finish(ctx, x.lock, state, x.resultJSON(), failure)
-	case errors.Is(cause, ErrCancelled):
+	case errors.Is(cause, ErrCancelled), errors.Is(err, ErrCancelled):
 		return r.Store.Finish(ctx, x.lock, Cancelled, x.resultJSON(), &Failure{Message: ErrCancelled.Error()})
 	case errors.Is(cause, errStopping):
 		return r.Store.Requeue(ctx, x.lock, time.Now())
