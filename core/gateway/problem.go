@@ -58,6 +58,7 @@ const (
 	CodeInternal      Code = "internal"            // the server's fault
 	CodeReadOnly      Code = "read-only"           // the repository takes nothing new
 	CodeSessionClosed Code = "session-closed"      // begin another one
+	CodeStorageFull   Code = "storage-full"        // the provider's store has no room
 )
 
 // Problem is a refusal on the wire, and the error that it becomes where its
@@ -113,6 +114,7 @@ var sentinelOf = map[Code]error{
 	CodeEnrolment: access.ErrEnrolment,
 	CodeFenced:    claim.ErrFenced,
 	CodeDamaged:   chunk.ErrDamaged,
+	CodeReadOnly:  ErrRepositoryReadOnly,
 }
 
 // HintOf is the first hint in err's chain, "" if there is none.
@@ -190,6 +192,9 @@ func (e *WriterError) Hint() string {
 	return "let the other backup of this machine finish, and give each machine one job only"
 }
 
+// ErrRepositoryReadOnly: the repository takes nothing new.
+var ErrRepositoryReadOnly = errors.New("the repository takes nothing new at this moment")
+
 // ErrSessionClosed: the session does not exist any more, or is another agent's.
 var ErrSessionClosed = errors.New("the session is closed or unknown")
 
@@ -250,6 +255,7 @@ var mappings = []mapping{
 	sentinel(CodeBusy, http.StatusServiceUnavailable, 2, access.ErrBusy),
 	sentinel(CodeFenced, http.StatusServiceUnavailable, 1, claim.ErrFenced),
 	sentinel(CodeSessionClosed, http.StatusGone, 0, ErrSessionClosed),
+	sentinel(CodeReadOnly, http.StatusConflict, 0, ErrRepositoryReadOnly),
 	sentinel(CodeDamaged, http.StatusUnprocessableEntity, 0, chunk.ErrDamaged),
 	sentinel(CodeUnavailable, http.StatusServiceUnavailable, 1, context.Canceled),
 	sentinel(CodeUnavailable, http.StatusServiceUnavailable, 1, context.DeadlineExceeded),

@@ -1,0 +1,538 @@
+package gateway
+
+import (
+	"encoding/json"
+	"errors"
+	"net/http"
+	"regexp"
+	"strconv"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/holdfast-dr/holdfast/core/chunk"
+	"github.com/holdfast-dr/holdfast/core/point"
+	"github.com/holdfast-dr/holdfast/core/tenant"
+)
+
+// route is one route of the wire.
+type route struct {
+	method, path string
+	need         need
+	limit        time.Duration // of the whole request; 0: controlTimeout
+	handle       func(*Server, *request) error
+}
+
+const (
+	inRepository = "/v1/agent/repositories/{repository}"
+	inSession    = inRepository + "/sessions/{session}"
+)
+
+// transferLimit ends a data request that is as slow as the lowest rate allows.
+const transferLimit = time.Hour
+
+// routes is the whole wire.
+var routes = []route{
+	{"POST", "/v1/enrol", anyone, 0, (*Server).enrol},
+	{"POST", "/v1/agent/certificate", renewing, 0, (*Server).renew},
+	{"GET", "/v1/agent/site", known, 0, (*Server).site},
+	{"POST", "/v1/agent/runs/{run}/events", known, 0, (*Server).event},
+
+	{"GET", inRepository + "/keys", admitted, 0, (*Server).wraps},
+	{"GET", inRepository + "/keys/{wrap}", admitted, 0, (*Server).wrap},
+	{"PUT", inRepository + "/keys/{wrap}", admitted, 0, (*Server).putWrap},
+
+	{"POST", inRepository + "/sessions", admitted, commitTimeout, (*Server).begin},
+	{"GET", inSession, admitted, 0, (*Server).session},
+	{"DELETE", inSession, admitted, 0, (*Server).abort},
+	{"POST", inSession + "/have", admitted, 0, (*Server).have},
+	{"POST", inSession + "/records", admitted, transferLimit, (*Server).records},
+	{"POST", inSession + "/commit", admitted, commitTimeout, (*Server).commit},
+
+	{"GET", inRepository + "/points", admitted, 0, (*Server).points},
+	{"GET", inRepository + "/points/{point}", admitted, 0, (*Server).manifest},
+	{"DELETE", inRepository + "/points/{point}", admitted, 0, (*Server).forget},
+	{"POST", inRepository + "/read", admitted, transferLimit, (*Server).read},
+}
+
+func (s *Server) enrol(q *request) error {
+	var in EnrolRequest
+	if err := s.decode(q, &in); err != nil {
+		return err
+	}
+	credentials, err := s.config.Enrol(q.Context(), in)
+	if err != nil {
+		return err
+	}
+	return q.answer(http.StatusOK, credentials)
+}
+
+func (s *Server) renew(q *request) error {
+	var in RenewRequest
+	if err := s.decode(q, &in); err != nil {
+		return err
+	}
+	credentials, err := s.config.Renew(q.Context(), q.agent, in.Request)
+	if err != nil {
+		return err
+	}
+	return q.answer(http.StatusOK, credentials)
+}
+
+func (s *Server) site(q *request) error {
+	ctx := q.Context()
+	t, err := s.config.Tenants.Get(ctx, q.agent.TenantID)
+	if err != nil {
+		return err
+	}
+	authorities, err := s.config.Authorities(ctx)
+	if err != nil {
+		return err
+	}
+	site := Site{
+		Time:   s.config.Now().UTC(),
+		Tenant: SiteTenant{ID: string(t.ID), Name: t.Name, MaxTasks: t.MaxTasks},
+		Agent:  SiteAgent{ID: q.agent.ID, Name: q.agent.Name, CertificateEnd: q.who.NotAfter.UTC()},
+		Server: s.config.Version, Versions: versions, Authorities: authorities,
+		Admission: Admission{Open: true}, Repositories: []CloudRepository{},
+	}
+	if !t.LeaseEnd.IsZero() {
+		end := t.LeaseEnd.UTC()
+		site.Tenant.LeaseEnd = &end
+	}
+	if _, err := s.admission.admit(ctx, t.ID); err != nil {
+		site.Admission = Admission{Problem: ProblemOf(err)}
+	}
+	repositories, err := s.config.Repositories(ctx, t.ID)
+	if err != nil {
+		return err
+	}
+	for _, r := range repositories {
+		site.Repositories = append(site.Repositories, CloudRepository{ID: string(r.ID), Name: r.Name, ChunkSize: r.ChunkSize,
+			FanOut: s.config.FanOut, LimitBytes: r.LimitBytes, UsedBytes: r.UsedBytes, PendingBytes: r.PendingBytes})
+	}
+	return q.answer(http.StatusOK, site)
+}
+
+func (s *Server) event(q *request) error {
+	run := q.PathValue("run")
+	if err := uuid.Validate(run); err != nil {
+		return invalid("run", "is not an id")
+	}
+	var e RunEvent
+	if err := s.decode(q, &e); err != nil {
+		return err
+	}
+	if err := e.check(); err != nil {
+		return invalid("event", "%v", err)
+	}
+	if err := s.config.Report(q.Context(), q.agent, run, e); err != nil {
+		return err
+	}
+	return q.nothing()
+}
+
+// open opens the repository of the request for its agent.
+func (s *Server) open(q *request) (*guard, error) {
+	id := q.PathValue("repository")
+	if uuid.Validate(id) != nil {
+		return nil, tenant.ErrNotFound
+	}
+	task := q.Header.Get(HeaderTask)
+	if len(task) > MaxTask {
+		return nil, invalid("task", "is longer than %d bytes", MaxTask)
+	}
+	r, err := s.config.Open(q.Context(), q.agent.TenantID, id)
+	if err != nil {
+		return nil, err
+	}
+	return s.admission.guard(r, id, q.agent, task), nil
+}
+
+// resume finds the session of the request.
+func (s *Server) resume(q *request) (Session, *guard, error) {
+	id, err := parseSession(q.PathValue("session"))
+	if err != nil {
+		return nil, nil, err
+	}
+	g, err := s.open(q)
+	if err != nil {
+		return nil, nil, err
+	}
+	session, err := g.Resume(q.Context(), id, q.agent.ID)
+	return session, g, err
+}
+
+var wrapName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,99}$`)
+
+func (q *request) wrapName() (string, error) {
+	name := q.PathValue("wrap")
+	if !wrapName.MatchString(name) {
+		return "", invalid("wrap", "must be 1 to 100 lower-case letters, digits, dots, dashes and underscores")
+	}
+	return name, nil
+}
+
+func (s *Server) wraps(q *request) error {
+	g, err := s.open(q)
+	if err != nil {
+		return err
+	}
+	wraps, err := g.Wraps(q.Context())
+	if err != nil {
+		return err
+	}
+	if wraps == nil {
+		wraps = []Wrap{}
+	}
+	return q.answer(http.StatusOK, wraps)
+}
+
+func (s *Server) wrap(q *request) error {
+	name, err := q.wrapName()
+	if err != nil {
+		return err
+	}
+	g, err := s.open(q)
+	if err != nil {
+		return err
+	}
+	wrap, err := g.Wrap(q.Context(), name)
+	if err != nil {
+		return err
+	}
+	return q.bytes(http.StatusOK, "application/octet-stream", wrap)
+}
+
+func (s *Server) putWrap(q *request) error {
+	name, err := q.wrapName()
+	if err != nil {
+		return err
+	}
+	g, err := s.open(q)
+	if err != nil {
+		return err
+	}
+	wrap, err := s.readAll(q, chunk.MaxWrap)
+	if err != nil {
+		return err
+	}
+	if _, err := chunk.CheckWrap(wrap); err != nil {
+		return err
+	}
+	if err := g.PutWrap(q.Context(), name, wrap); err != nil {
+		return err
+	}
+	return q.nothing()
+}
+
+func (s *Server) begin(q *request) error {
+	var in BeginRequest
+	if err := s.decode(q, &in); err != nil {
+		return err
+	}
+	if uuid.Validate(string(in.Machine)) != nil {
+		return invalid("machine", "is not an id")
+	}
+	if in.Base != "" && uuid.Validate(string(in.Base)) != nil {
+		return invalid("base", "is not an id")
+	}
+	g, err := s.open(q)
+	if err != nil {
+		return err
+	}
+	session, err := g.Begin(q.Context(), in.Machine, in.Base, q.agent.ID)
+	if err != nil {
+		return err
+	}
+	return s.describe(q, session, g)
+}
+
+func (s *Server) session(q *request) error {
+	session, g, err := s.resume(q)
+	if err != nil {
+		return err
+	}
+	return s.describe(q, session, g)
+}
+
+// maxDamaged bounds the damaged chunks that one session begins with; the rest
+// is said to the next one.
+const maxDamaged = 4096
+
+func (s *Server) describe(q *request, session Session, g *guard) error {
+	damaged, err := session.Damaged(q.Context())
+	if err != nil {
+		return err
+	}
+	return q.answer(http.StatusOK, SessionInfo{ID: sessionText(session.ID()), Machine: session.Machine(), Base: session.Base(),
+		Epoch: g.Epoch(), Damaged: damaged[:min(len(damaged), maxDamaged)]})
+}
+
+func (s *Server) abort(q *request) error {
+	session, _, err := s.resume(q)
+	if errors.Is(err, ErrSessionClosed) {
+		return q.nothing() // repeated, or never arrived
+	}
+	if err != nil {
+		return err
+	}
+	if err := session.Abort(q.Context()); err != nil {
+		return err
+	}
+	return q.nothing()
+}
+
+func (s *Server) have(q *request) error {
+	kind, err := parseKind(q.URL.Query().Get("kind"))
+	if err != nil {
+		return invalid("kind", "%v", err)
+	}
+	session, _, err := s.resume(q)
+	if err != nil {
+		return err
+	}
+	body, err := s.readAll(q, MaxIDs*int64(idSize))
+	if err != nil {
+		return err
+	}
+	ids, err := parseIDs(body)
+	if err != nil {
+		return invalid("ids", "%v", err)
+	}
+	start := time.Now()
+	have, err := session.Have(q.Context(), kind, ids)
+	q.took = time.Since(start)
+	if err != nil {
+		return err
+	}
+	return q.bytes(http.StatusOK, "application/octet-stream", appendBits(nil, have))
+}
+
+func (s *Server) commit(q *request) error {
+	session, g, err := s.resume(q)
+	if err != nil && !errors.Is(err, ErrSessionClosed) {
+		return err
+	}
+	closed := err
+	manifest, err := s.readAll(q, point.MaxManifest)
+	if err != nil {
+		return err
+	}
+	public, err := point.ParsePublic(manifest)
+	if err != nil {
+		return err
+	}
+	if public.Repository != q.PathValue("repository") || public.Session != q.PathValue("session") {
+		return invalid("manifest", "is of another repository or session")
+	}
+	err = closed
+	if err == nil {
+		if public.Machine != session.Machine() {
+			return invalid("manifest", "is of another machine than its session")
+		}
+		err = session.Commit(q.Context(), manifest)
+	}
+	if errors.Is(err, ErrSessionClosed) {
+		// Perhaps a repeated commit whose answer was lost.
+		if s.committed(q, public.Point, manifest) {
+			err = nil
+		}
+	}
+	if err != nil {
+		return err
+	}
+	_ = g
+	return q.answer(http.StatusOK, Receipt{Point: public.Point, Committed: s.config.Now().UTC()})
+}
+
+// committed says whether exactly this point exists.
+func (s *Server) committed(q *request, id point.ID, manifest []byte) bool {
+	g, err := s.open(q)
+	if err != nil {
+		return false
+	}
+	stored, err := g.Manifest(q.Context(), id)
+	return err == nil && string(stored) == string(manifest)
+}
+
+// Bounds of one page of points.
+const (
+	defaultPoints = 200
+	maxPoints     = 1000
+)
+
+func (s *Server) points(q *request) error {
+	query := q.URL.Query()
+	limit := defaultPoints
+	if text := query.Get("limit"); text != "" {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 1 || n > maxPoints {
+			return invalid("limit", "must be 1 to %d", maxPoints)
+		}
+		limit = n
+	}
+	machine, after := point.MachineID(query.Get("machine")), point.ID(query.Get("after"))
+	if machine != "" && uuid.Validate(string(machine)) != nil || after != "" && uuid.Validate(string(after)) != nil {
+		return invalid("machine or after", "is not an id")
+	}
+	g, err := s.open(q)
+	if err != nil {
+		return err
+	}
+	points, err := g.Points(q.Context(), machine, after, limit+1)
+	if err != nil {
+		return err
+	}
+	page := PointPage{Points: points}
+	if len(points) > limit {
+		page.Points = points[:limit]
+		page.Next = page.Points[limit-1].ID
+	}
+	if page.Points == nil {
+		page.Points = []PointInfo{}
+	}
+	return q.answer(http.StatusOK, page)
+}
+
+// pointID is the point that a path names.
+func (q *request) pointID() (point.ID, error) {
+	id := q.PathValue("point")
+	if uuid.Validate(id) != nil {
+		return "", tenant.ErrNotFound
+	}
+	return point.ID(id), nil
+}
+
+func (s *Server) manifest(q *request) error {
+	id, err := q.pointID()
+	if err != nil {
+		return err
+	}
+	g, err := s.open(q)
+	if err != nil {
+		return err
+	}
+	manifest, err := g.Manifest(q.Context(), id)
+	if err != nil {
+		return err
+	}
+	return q.bytes(http.StatusOK, "application/octet-stream", manifest)
+}
+
+func (s *Server) forget(q *request) error {
+	id, err := q.pointID()
+	if err != nil {
+		return err
+	}
+	g, err := s.open(q)
+	if err != nil {
+		return err
+	}
+	if err := g.Forget(q.Context(), id); err != nil {
+		return err
+	}
+	return q.nothing()
+}
+
+// bufferSize is the room in which records are taken in: a few usual ones, or
+// one of the largest with the start of the next.
+const bufferSize = 2 * (chunk.HeaderSize + chunk.MaxBody)
+
+// records takes a batch in, piece by piece, so that a request needs one buffer
+// whatever the size of the batch.
+func (s *Server) records(q *request) error {
+	switch {
+	case q.ContentLength < 0:
+		return NewProblem(http.StatusLengthRequired, CodeInvalid, "the length of a batch of records has to be said first")
+	case q.ContentLength == 0 || q.ContentLength > MaxBatch:
+		return NewProblem(http.StatusRequestEntityTooLarge, CodeTooLarge, "a batch has 1 to "+strconv.Itoa(MaxBatch)+" bytes")
+	}
+	session, _, err := s.resume(q)
+	if err != nil {
+		return err
+	}
+	buffer := s.buffers.Get().(*[]byte)
+	defer s.buffers.Put(buffer)
+	body := s.body(q, MaxBatch)
+	filled, ended := 0, false
+	for !ended {
+		n, err := readFull(body, (*buffer)[filled:])
+		filled += n
+		if err != nil && !errors.Is(err, errEnded) {
+			return bodyError(err)
+		}
+		ended = err != nil
+		whole, err := wholeRecords((*buffer)[:filled])
+		if err != nil {
+			return err
+		}
+		if whole == 0 {
+			break
+		}
+		start := time.Now()
+		err = session.Put(q.Context(), (*buffer)[:whole])
+		q.took += time.Since(start)
+		if err != nil {
+			return err
+		}
+		filled = copy(*buffer, (*buffer)[whole:filled])
+	}
+	if filled > 0 {
+		return errCut
+	}
+	s.bodyDone(q)
+	q.took = max(q.took, time.Microsecond)
+	return q.nothing()
+}
+
+// read streams records. A failure after the first one is told in a trailer.
+func (s *Server) read(q *request) error {
+	kind, err := parseKind(q.URL.Query().Get("kind"))
+	if err != nil {
+		return invalid("kind", "%v", err)
+	}
+	g, err := s.open(q)
+	if err != nil {
+		return err
+	}
+	body, err := s.readAll(q, MaxIDs*int64(idSize))
+	if err != nil {
+		return err
+	}
+	ids, err := parseIDs(body)
+	if err != nil {
+		return invalid("ids", "%v", err)
+	}
+	out := &pacedWriter{control: http.NewResponseController(q.w), w: q.w}
+	var record []byte
+	var sending time.Duration
+	begun, start := false, time.Now()
+	err = g.Read(q.Context(), kind, ids, func(r chunk.Record) error {
+		if !begun {
+			begun = true
+			q.w.Header().Set("Content-Type", "application/octet-stream")
+			q.w.Header().Set("Trailer", HeaderTook+", "+HeaderProblem)
+			q.w.WriteHeader(http.StatusOK)
+		}
+		record = r.Append(record[:0])
+		sent := time.Now()
+		_, err := out.Write(record)
+		sending += time.Since(sent)
+		return err
+	})
+	q.took = time.Since(start) - sending
+	if err != nil && !begun {
+		return err
+	}
+	q.header()
+	if err != nil {
+		p := ProblemOf(err)
+		p.Facts = nil // trailers are small
+		s.config.Log.Info("read ended early", "request", q.id, "agent", q.agent.ID, "code", p.Code, "error", err)
+		if line, e := json.Marshal(p); e == nil {
+			q.w.Header().Set(HeaderProblem, string(line))
+		}
+	}
+	return nil
+}

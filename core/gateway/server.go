@@ -1,0 +1,516 @@
+package gateway
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/net/netutil"
+
+	"github.com/holdfast-dr/holdfast/core/access"
+	"github.com/holdfast-dr/holdfast/core/audit"
+	"github.com/holdfast-dr/holdfast/core/pki"
+	"github.com/holdfast-dr/holdfast/core/quota"
+	"github.com/holdfast-dr/holdfast/core/tenant"
+)
+
+// The bounds of a server. Time-outs of bodies are per piece, with a lowest rate
+// for the whole.
+const (
+	maxConnections = 4096
+	maxHeader      = 32 << 10
+	headerTimeout  = 10 * time.Second
+	idleTimeout    = 2 * time.Minute
+	pieceTimeout   = 30 * time.Second // for some bytes to come or go
+	lowestRate     = 8 << 10          // bytes per second of a body; slower senders are cut off
+	controlTimeout = 2 * time.Minute  // of a handler that moves no data
+	commitTimeout  = 30 * time.Minute // syncing packs and looking up the ids of many chunks
+	touchEvery     = time.Minute
+)
+
+// Agents is where the listener looks up whose certificate it sees.
+type Agents interface {
+	AgentByID(ctx context.Context, id string) (access.Agent, error)
+	TouchAgent(ctx context.Context, id, version string) error
+}
+
+// Config is what a server of the wire works with.
+type Config struct {
+	Version string // of the program
+	Agents  Agents
+	Tenants Tenants
+	Quota   Reserver
+	// Repositories lists what a tenant sees.
+	Repositories func(ctx context.Context, t tenant.ID) ([]quota.CloudRepository, error)
+	FanOut       int
+	Open         Opener
+	// Verify checks a client certificate and says whose it is. It knows nothing
+	// of revocation.
+	Verify func(state tls.ConnectionState, now time.Time) (pki.Identity, error)
+	Enrol  func(ctx context.Context, r EnrolRequest) (Credentials, error)
+	Renew  func(ctx context.Context, a access.Agent, request []byte) (Credentials, error)
+	// Authorities is the PEM of the CA certificates that agents are to trust.
+	Authorities func(ctx context.Context) (string, error)
+	// Report keeps the newest event of an agent's run.
+	Report func(ctx context.Context, a access.Agent, run string, e RunEvent) error
+	Now    func() time.Time // nil: time.Now
+	Log    *slog.Logger     // nil: slog.Default
+}
+
+// Server is the provider's end of the wire. The zero value is of no use; see
+// NewServer.
+type Server struct {
+	config    Config
+	admission *admission
+	mux       *http.ServeMux
+	buffers   sync.Pool
+
+	mu      sync.Mutex
+	lines   map[*line]struct{}
+	touched map[string]time.Time // agent → when it was last written down
+}
+
+// line is one connection, and whose it turned out to be.
+type line struct {
+	conn net.Conn
+
+	mu     sync.Mutex
+	tenant tenant.ID
+	agent  string
+}
+
+type lineKey struct{}
+
+// NewServer makes a server of the wire.
+func NewServer(c Config) *Server {
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	s := &Server{config: c, admission: newAdmission(c.Tenants, c.Quota, c.Now), mux: http.NewServeMux(),
+		lines: map[*line]struct{}{}, touched: map[string]time.Time{}}
+	s.buffers.New = func() any { b := make([]byte, bufferSize); return &b }
+	for _, r := range routes {
+		s.mux.Handle(r.method+" "+r.path, s.route(r))
+	}
+	return s
+}
+
+// Serve answers the wire and, for all other paths, the API, on listeners that
+// it closes. It returns when ctx ends and the requests in flight are done, or
+// grace is over.
+func (s *Server) Serve(ctx context.Context, config *tls.Config, api http.Handler, grace time.Duration, listeners ...net.Listener) error {
+	server := &http.Server{
+		Handler:           s.Handler(api),
+		TLSConfig:         Harden(config),
+		ReadHeaderTimeout: headerTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeader,
+		ErrorLog:          slog.NewLogLogger(s.config.Log.Handler(), slog.LevelDebug),
+		ConnContext:       s.connected,
+		ConnState:         s.changed,
+		Protocols:         new(http.Protocols),
+	}
+	server.Protocols.SetHTTP1(true)
+	ended := make(chan error, len(listeners))
+	for _, l := range listeners {
+		go func() { ended <- server.ServeTLS(netutil.LimitListener(l, maxConnections), "", "") }()
+	}
+	var err error
+	running := len(listeners)
+	select {
+	case <-ctx.Done():
+	case err = <-ended:
+		running--
+	}
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
+	defer cancel()
+	if server.Shutdown(stop) != nil {
+		_ = server.Close() // what did not end by itself is cut off; clients repeat it
+	}
+	for range running {
+		if e := <-ended; err == nil && !errors.Is(e, http.ErrServerClosed) {
+			err = e
+		}
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+// Harden is a server's TLS configuration with what the wire demands: TLS 1.3,
+// HTTP/1.1, and client certificates that are asked for here and judged per
+// request.
+func Harden(c *tls.Config) *tls.Config {
+	c = c.Clone()
+	c.MinVersion = tls.VersionTLS13
+	c.NextProtos = []string{"http/1.1"}
+	c.ClientAuth = tls.RequestClientCert
+	c.SessionTicketsDisabled = true // a resumed session would not show a renewed certificate
+	return c
+}
+
+// Handler is the wire and, for all other paths, the API.
+func (s *Server) Handler(api http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/v1/enrol" || r.URL.Path == "/v1/agent" || strings.HasPrefix(r.URL.Path, "/v1/agent/") {
+			s.ServeHTTP(w, r)
+			return
+		}
+		deadline := s.config.Now().Add(controlTimeout) // a stream of events pushes it out itself
+		_ = http.NewResponseController(w).SetWriteDeadline(deadline)
+		api.ServeHTTP(w, r)
+	})
+}
+
+// ServeHTTP answers the wire.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	id := RequestID(r)
+	w.Header().Set(HeaderRequest, id)
+	w.Header().Set(HeaderVersion, strconv.Itoa(Version))
+	r.Header.Set(HeaderRequest, id)
+	defer func() {
+		if fault := recover(); fault != nil {
+			if fault == http.ErrAbortHandler {
+				panic(fault)
+			}
+			s.config.Log.Error("request panicked", "request", id, "path", r.URL.Path, "panic", fault, "stack", string(debug.Stack()))
+			NewProblem(http.StatusInternalServerError, CodeInternal, "the server failed to answer the request").Write(w)
+		}
+	}()
+	if _, pattern := s.mux.Handler(r); pattern == "" {
+		NewProblem(http.StatusNotFound, CodeNotFound, "the tenant wire has no such route").Write(w)
+		return
+	}
+	s.mux.ServeHTTP(w, r)
+}
+
+// connected and changed keep account of open connections.
+func (s *Server) connected(ctx context.Context, c net.Conn) context.Context {
+	l := &line{conn: c}
+	if t, ok := c.(*tls.Conn); ok {
+		l.conn = t.NetConn() // closing it does not wait to say goodbye
+	}
+	s.mu.Lock()
+	s.lines[l] = struct{}{}
+	s.mu.Unlock()
+	return context.WithValue(ctx, lineKey{}, l)
+}
+
+func (s *Server) changed(c net.Conn, state http.ConnState) {
+	if state != http.StateClosed && state != http.StateHijacked {
+		return
+	}
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for l := range s.lines {
+		if l.conn == c {
+			delete(s.lines, l)
+			return
+		}
+	}
+}
+
+// DisconnectTenant closes every open connection of a tenant's agents.
+func (s *Server) DisconnectTenant(id tenant.ID) int {
+	return s.disconnect(func(l *line) bool { return l.tenant == id })
+}
+
+// DisconnectAgent closes every open connection of an agent.
+func (s *Server) DisconnectAgent(id string) int {
+	return s.disconnect(func(l *line) bool { return l.agent == id })
+}
+
+func (s *Server) disconnect(which func(*line) bool) (closed int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for l := range s.lines {
+		l.mu.Lock()
+		if l.agent != "" && which(l) {
+			_ = l.conn.Close()
+			closed++
+		}
+		l.mu.Unlock()
+	}
+	return closed
+}
+
+// access levels of routes, in growing order of what a caller must be.
+type need int
+
+const (
+	anyone   need = iota // no certificate: the body convinces
+	renewing             // a certificate that may have expired
+	known                // a valid certificate; the tenant may be shut out
+	admitted             // and the tenant is enabled and under contract
+)
+
+// request is one request of the wire, on its way through a handler.
+type request struct {
+	*http.Request
+	w     http.ResponseWriter
+	id    string
+	agent access.Agent
+	who   pki.Identity
+	took  time.Duration // of the server's own work, if the handler measured it
+	start time.Time
+}
+
+// route is a handler behind what its route needs.
+func (s *Server) route(r route) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, hr *http.Request) {
+		limit := controlTimeout
+		if r.limit != 0 {
+			limit = r.limit
+		}
+		ctx, cancel := context.WithTimeout(hr.Context(), limit)
+		defer cancel()
+		control := http.NewResponseController(w)
+		_ = control.SetWriteDeadline(time.Now().Add(limit + pieceTimeout))
+		_ = control.SetReadDeadline(time.Now().Add(pieceTimeout))
+		q := &request{Request: hr.WithContext(ctx), w: w, id: hr.Header.Get(HeaderRequest), start: time.Now()}
+		err := s.serve(r, q)
+		if err != nil {
+			s.refuse(q, err)
+		}
+	})
+}
+
+func (s *Server) serve(r route, q *request) error {
+	if err := checkVersion(q.Header.Get(HeaderVersion)); err != nil {
+		return err
+	}
+	if r.need > anyone {
+		if err := s.identify(q, r.need); err != nil {
+			return err
+		}
+	}
+	if r.need >= admitted {
+		if _, err := s.admission.admit(q.Context(), q.agent.TenantID); err != nil {
+			return err
+		}
+	}
+	q.Request = q.WithContext(audit.With(q.Context(), audit.Origin{
+		Actor: "agent:" + q.agent.ID, Name: q.agent.Name, Address: q.RemoteAddr, Request: q.id}))
+	return r.handle(s, q)
+}
+
+func checkVersion(asked string) error {
+	for _, v := range versions {
+		if asked == strconv.Itoa(v) {
+			return nil
+		}
+	}
+	return &VersionError{Asked: asked, Speaks: versions}
+}
+
+// identify finds the agent behind the connection's certificate.
+func (s *Server) identify(q *request, need need) error {
+	if q.TLS == nil || len(q.TLS.PeerCertificates) == 0 {
+		return NewProblem(http.StatusUnauthorized, CodeCertificate, "the connection shows no client certificate").
+			WithHint("enrol the agent: holdfast agent connect")
+	}
+	who, err := s.config.Verify(*q.TLS, s.config.Now())
+	if err != nil {
+		s.config.Log.Info("client certificate refused", "request", q.id, "address", q.RemoteAddr, "error", err)
+		return NewProblem(http.StatusUnauthorized, CodeCertificate, "the client certificate is not accepted by this provider").
+			WithHint("enrol the agent again with a new token of this provider")
+	}
+	agent, err := s.config.Agents.AgentByID(q.Context(), who.AgentID)
+	switch {
+	case errors.Is(err, tenant.ErrNotFound):
+		return revoked()
+	case err != nil:
+		return err
+	case !agent.Revoked.IsZero() || agent.TenantID != who.TenantID || agent.Key != access.Hash(who.Key):
+		return revoked()
+	}
+	if who.RenewOnly && need > renewing {
+		return NewProblem(http.StatusForbidden, CodeExpired,
+			fmt.Sprintf("the agent's certificate ended on %s; it may do nothing but renew", who.NotAfter.UTC().Format(time.RFC3339))).
+			WithHint("the agent renews it by itself; if this stays, restart it")
+	}
+	q.agent, q.who = agent, who
+	if l, ok := q.Context().Value(lineKey{}).(*line); ok {
+		l.mu.Lock()
+		l.tenant, l.agent = agent.TenantID, agent.ID
+		l.mu.Unlock()
+	}
+	s.touch(q)
+	return nil
+}
+
+func revoked() error {
+	return NewProblem(http.StatusUnauthorized, CodeRevoked, "this agent has been revoked by the provider").
+		WithHint("ask the provider for a new enrolment token, then: holdfast agent connect")
+}
+
+// touch writes down that an agent was seen, at most once a minute.
+func (s *Server) touch(q *request) {
+	now := s.config.Now()
+	s.mu.Lock()
+	due := now.Sub(s.touched[q.agent.ID]) >= touchEvery
+	if due {
+		s.touched[q.agent.ID] = now
+	}
+	s.mu.Unlock()
+	if due {
+		version := q.Header.Get(HeaderAgent)
+		_ = s.config.Agents.TouchAgent(q.Context(), q.agent.ID, version[:min(len(version), 64)]) // a missed time stamp harms nobody
+	}
+}
+
+// refuse answers an error, and reads what the client is still sending, so that
+// the answer is not lost in a reset of the connection.
+func (s *Server) refuse(q *request, err error) {
+	p := ProblemOf(err)
+	level := slog.LevelInfo
+	if p.Status == http.StatusInternalServerError {
+		level = slog.LevelError
+		p.Detail += " (request " + q.id + ")"
+	}
+	s.config.Log.Log(q.Context(), level, "request refused", "request", q.id, "method", q.Method, "path", q.URL.Path,
+		"agent", q.agent.ID, "tenant", q.agent.TenantID, "code", p.Code, "error", err)
+	s.drain(q)
+	q.header()
+	p.Write(q.w)
+}
+
+// drain reads the rest of a body, within the bounds that it had anyway.
+func (s *Server) drain(q *request) {
+	if q.ContentLength == 0 || q.ContentLength > MaxBatch {
+		return
+	}
+	_, _ = io.Copy(io.Discard, s.body(q, MaxBatch)) // whatever is wrong with it, the answer is already known
+}
+
+// header sets how long the server took.
+func (q *request) header() {
+	took := q.took
+	if took == 0 {
+		took = time.Since(q.start)
+	}
+	q.w.Header().Set(HeaderTook, strconv.FormatInt(took.Microseconds(), 10))
+}
+
+// answer writes a JSON answer.
+func (q *request) answer(status int, v any) error {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encode answer: %w", err)
+	}
+	return q.bytes(status, "application/json", body)
+}
+
+func (q *request) bytes(status int, kind string, body []byte) error {
+	q.header()
+	q.w.Header().Set("Content-Type", kind)
+	q.w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	q.w.WriteHeader(status)
+	_, _ = q.w.Write(body) // a client that is gone asks again
+	return nil
+}
+
+func (q *request) nothing() error {
+	q.header()
+	q.w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// decode reads a JSON body, strictly.
+func (s *Server) decode(q *request, v any) error {
+	b, err := s.readAll(q, maxJSON)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return invalid("body", "is not the JSON of this request: %v", err)
+	}
+	return nil
+}
+
+// readAll reads a whole body of at most limit bytes.
+func (s *Server) readAll(q *request, limit int64) ([]byte, error) {
+	b, err := io.ReadAll(s.body(q, limit))
+	if err != nil {
+		return nil, bodyError(err)
+	}
+	s.bodyDone(q)
+	return b, nil
+}
+
+// bodyDone lifts the deadline of reading, so that it does not end a long
+// handler.
+func (s *Server) bodyDone(q *request) {
+	_ = http.NewResponseController(q.w).SetReadDeadline(time.Time{})
+}
+
+func bodyError(err error) error {
+	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return NewProblem(http.StatusRequestEntityTooLarge, CodeTooLarge, "the request is larger than the wire allows")
+	}
+	p := NewProblem(http.StatusRequestTimeout, CodeUnavailable, "the body of the request did not arrive: "+err.Error())
+	p.RetryAfter = 1
+	return p
+}
+
+func invalid(field, format string, args ...any) error {
+	return &tenant.InvalidError{Field: field, Reason: fmt.Sprintf(format, args...)}
+}
+
+// body reads a request's body with a deadline for each piece and a lowest rate
+// for the whole.
+func (s *Server) body(q *request, limit int64) io.Reader {
+	return &pacedReader{control: http.NewResponseController(q.w), r: http.MaxBytesReader(q.w, q.Body, limit), start: time.Now()}
+}
+
+type pacedReader struct {
+	control *http.ResponseController
+	r       io.Reader
+	start   time.Time
+	read    int64
+}
+
+func (p *pacedReader) Read(b []byte) (int, error) {
+	now := time.Now()
+	latest := p.start.Add(pieceTimeout + time.Duration(p.read/lowestRate)*time.Second)
+	if now.After(latest) {
+		return 0, fmt.Errorf("slower than %d bytes per second", lowestRate)
+	}
+	if err := p.control.SetReadDeadline(now.Add(pieceTimeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return 0, err
+	}
+	n, err := p.r.Read(b)
+	p.read += int64(n)
+	return n, err
+}
+
+// pacedWriter writes an answer with a deadline for each piece.
+type pacedWriter struct {
+	control *http.ResponseController
+	w       io.Writer
+}
+
+func (p *pacedWriter) Write(b []byte) (int, error) {
+	if err := p.control.SetWriteDeadline(time.Now().Add(pieceTimeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return 0, err
+	}
+	return p.w.Write(b)
+}
