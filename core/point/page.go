@@ -9,6 +9,10 @@ import (
 	"github.com/holdfast-dr/holdfast/core/chunk"
 )
 
+// FanOut is the ids in a page of every map that is written today. Readers take
+// the fan-out from the manifest. DESIGN.md has the figures that chose it.
+const FanOut = 128
+
 // Limits that a decoder enforces.
 const (
 	MaxFanOut = 1024
