@@ -41,7 +41,7 @@ const (
 
 // Options say which provider a Client speaks to, and as whom.
 type Options struct {
-	Address string // host or host:port
+	Address string    // host or host:port
 	Trust   pki.Trust // how the provider is known; judged in the handshake, before anything is sent
 	// Certificate is asked at every new connection, so a renewed one comes into
 	// use by itself. Nil before the agent is enrolled.
