@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/holdfast-dr/holdfast/sdk"
 	pluginv1 "github.com/holdfast-dr/holdfast/sdk/plugin/v1"
@@ -21,6 +23,7 @@ type remote struct {
 	abilities []sdk.Ability
 	limit     time.Duration
 	secrets   *secretText
+	gone      <-chan struct{} // closed when the process has ended; nil for Local
 }
 
 // As finds an ability that the plugin advertised.
@@ -73,6 +76,17 @@ func call[Req, Resp any](ctx context.Context, r *remote, name string,
 
 // failed makes the error that the caller sees, without secrets.
 func (r *remote) failed(caller, limited context.Context, name string, err error) error {
+	if status.Code(err) == codes.Unavailable && r.gone != nil {
+		// The connection breaks a moment before the process is known to have
+		// ended. Who is told that it ended may rely on it.
+		timer := time.NewTimer(drainLimit)
+		defer timer.Stop()
+		select {
+		case <-r.gone:
+		case <-timer.C:
+		case <-caller.Done():
+		}
+	}
 	err = callError(caller, limited, name, r.limit, err)
 	var e *sdk.Error
 	if errors.As(err, &e) {

@@ -72,7 +72,8 @@ type Process struct {
 	platform    *remote
 	pid         int
 	stop        func()
-	done        <-chan struct{}
+	done        <-chan struct{} // the process has ended
+	tidy        <-chan struct{} // and so has everything about it
 	closing     sync.Once
 }
 
@@ -92,7 +93,7 @@ func (p *Process) Done() <-chan struct{} { return p.done }
 // the back-end goes on.
 func (p *Process) Close() error {
 	p.closing.Do(p.stop)
-	<-p.done
+	<-p.tidy
 	return nil
 }
 
@@ -126,7 +127,7 @@ func Start(ctx context.Context, l Launch) (*Process, error) {
 			return running, nil
 		},
 	})
-	ended := make(chan struct{})
+	tidy := make(chan struct{})
 	stopWaiting := context.AfterFunc(ctx, client.Kill)
 	p, err := connect(ctx, client, l, secrets)
 	if !stopWaiting() && err == nil {
@@ -137,13 +138,14 @@ func Start(ctx context.Context, l Launch) (*Process, error) {
 		_ = file.Close()
 		return nil, fmt.Errorf("start plugin %s: %w", filepath.Base(l.Path), err)
 	}
-	p.pid, p.done = running.command.Process.Pid, ended
+	p.pid, p.done, p.tidy = running.command.Process.Pid, running.done, tidy
+	p.platform.gone = running.done
 	asked := make(chan struct{})
 	p.stop = func() { close(asked); client.Kill() }
 	log = log.With("pid", p.pid)
 	log.Info("plugin started", "version", p.description.Version, "protocol", client.NegotiatedVersion())
 	go func() {
-		defer close(ended)
+		defer close(tidy)
 		<-running.done
 		select {
 		case <-asked:
@@ -288,7 +290,7 @@ func Local(ctx context.Context, a Author, l Launch) (*Process, error) {
 		<-done
 		return nil, err
 	}
-	p.pid, p.done = os.Getpid(), done
+	p.pid, p.done, p.tidy = os.Getpid(), done, done
 	p.stop = func() {
 		_ = conn.Close()
 		grpcServer.Stop()

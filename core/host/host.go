@@ -1,0 +1,181 @@
+package host
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/holdfast-dr/holdfast/sdk"
+)
+
+// DefaultIdle is how long a process that nobody uses is kept.
+const DefaultIdle = 5 * time.Minute
+
+// Options are how a Host works. The zero value does: plugins are looked for
+// beside the program.
+type Options struct {
+	// Dirs are searched for plugins, in this order; nil means the directory of
+	// the running program.
+	Dirs []string
+	// RunDir belongs to this host alone; New empties it of what a killed host
+	// left. "" is the system's temporary directory, which is not emptied.
+	RunDir string
+	// Idle is how long a process that nobody uses is kept; 0 means DefaultIdle.
+	Idle time.Duration
+	// CallLimit is passed on to plugins; 0 means sdk.CallLimit.
+	CallLimit time.Duration
+	Log       *slog.Logger // nil: nothing is logged
+}
+
+// Host keeps plugin processes. Its methods may be called from several
+// goroutines.
+type Host struct {
+	store   Store
+	options Options
+	log     *slog.Logger
+	now     func() time.Time
+
+	closing context.Context // ends with the host
+	close   context.CancelFunc
+
+	mutex  sync.Mutex       // guards the fields below
+	slots  map[string]*slot // by endpoint
+	all    map[*slot]bool   // the retired ones too
+	closed bool
+	ending sync.WaitGroup // processes that are being closed
+}
+
+// New makes a host. It starts nothing yet.
+func New(store Store, o Options) (*Host, error) {
+	if o.Idle <= 0 {
+		o.Idle = DefaultIdle
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if len(o.Dirs) == 0 {
+		program, err := os.Executable()
+		if err != nil {
+			return nil, fmt.Errorf("find the directory of plugins: %w", err)
+		}
+		o.Dirs = []string{filepath.Dir(program)}
+	}
+	if err := sweep(o.RunDir); err != nil {
+		return nil, fmt.Errorf("prepare the run directory of plugins: %w", err)
+	}
+	h := &Host{
+		store: store, options: o, log: o.Log, now: time.Now,
+		slots: make(map[string]*slot), all: make(map[*slot]bool),
+	}
+	h.closing, h.close = context.WithCancel(context.Background())
+	return h, nil
+}
+
+// sweep makes the run directory and removes the sockets of a killed host.
+func sweep(dir string) error {
+	if dir == "" {
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	stale, err := filepath.Glob(filepath.Join(dir, "plugin-*"))
+	for _, path := range stale {
+		err = errors.Join(err, os.RemoveAll(path))
+	}
+	return err
+}
+
+// Open gives the platform of an endpoint, and starts its process if there is
+// none. The platform may be used until release is called, and outlives its
+// process. An endpoint whose settings changed gets a process of its own; those
+// who have the old one keep it until they release it.
+func (h *Host) Open(ctx context.Context, e Endpoint) (platform sdk.Platform, release func(), err error) {
+	s, err := h.use(e)
+	if err != nil {
+		return nil, nil, err
+	}
+	if _, err := s.running(ctx); err != nil {
+		s.leave()
+		return nil, nil, fmt.Errorf("open endpoint %s: %w", e.Name, err)
+	}
+	p := &Platform{slot: s}
+	return p, p.release, nil
+}
+
+// OpenID is Open for an endpoint that the store has.
+func (h *Host) OpenID(ctx context.Context, endpointID string) (sdk.Platform, func(), error) {
+	e, err := h.store.Endpoint(ctx, endpointID)
+	if err != nil {
+		return nil, nil, fmt.Errorf("find endpoint %s: %w", endpointID, err)
+	}
+	return h.Open(ctx, e)
+}
+
+// use finds or makes the slot of an endpoint and counts a user of it.
+func (h *Host) use(e Endpoint) (*slot, error) {
+	h.mutex.Lock()
+	defer h.mutex.Unlock()
+	if h.closed {
+		return nil, sdk.Errorf(sdk.ErrUnavailable, sdk.FaultHost, "the plugin host is closed")
+	}
+	s, ok := h.slots[e.ID]
+	if ok && (s.endpoint.Plugin != e.Plugin || !bytes.Equal(s.endpoint.Settings, e.Settings)) {
+		h.retireLocked(s)
+		ok = false
+	}
+	if !ok {
+		s = newSlot(h, e)
+		h.slots[e.ID], h.all[s] = s, true
+	}
+	s.users++
+	s.stopIdling()
+	return s, nil
+}
+
+// retire ends a slot when its last user leaves.
+func (h *Host) retire(endpointID string) {
+	h.mutex.Lock()
+	defer h.mutex.Unlock()
+	if s, ok := h.slots[endpointID]; ok {
+		h.retireLocked(s)
+	}
+}
+
+func (h *Host) retireLocked(s *slot) {
+	s.retired = true
+	delete(h.slots, s.endpoint.ID)
+	if s.users == 0 {
+		h.end(s)
+	}
+}
+
+// end closes the process of a slot in the background; Close waits for it. It
+// is called with mutex held.
+func (h *Host) end(s *slot) {
+	s.stopIdling()
+	delete(h.all, s)
+	h.ending.Go(s.end)
+}
+
+// Close ends every process and waits until they have ended. Platforms that
+// are still out fail from now on.
+func (h *Host) Close() error {
+	h.mutex.Lock()
+	h.closed = true
+	h.close() // starts that are under way are given up
+	for s := range h.all {
+		s.retired = true
+		h.end(s)
+	}
+	clear(h.slots)
+	h.mutex.Unlock()
+	h.ending.Wait()
+	return nil
+}
