@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -67,8 +68,11 @@ type Request struct {
 	// Remembered are the machine's last points that this agent saw committed,
 	// the newest first. A repository that shows another is an alert.
 	Remembered []point.ID
-	ChunkSize  int64 // of the repository; 0 means chunk.Size
-	FanOut     int   // 0 means point.FanOut
+	// Held is the Result.Held of the machine's run before, so that no mark is
+	// forgotten at the source, whatever the repository shows.
+	Held      []HeldMark
+	ChunkSize int64 // of the repository; 0 means chunk.Size
+	FanOut    int   // 0 means point.FanOut
 
 	Quiesce    sdk.Quiesce   // "" means file-system
 	Deadline   time.Duration // of the freeze; 0 leaves it to the plugin
@@ -93,11 +97,18 @@ type Result struct {
 	Note        string // why less was achieved than asked
 	Disks       []DiskResult
 	Warnings    []Warning
-	ReadBytes   int64 // at the source
-	SentBytes   int64 // of plaintext in new chunks
-	StoredBytes int64 // sealed, pages included: what the repository received
+	Held        []HeldMark // what the source may still keep; for the next Request, also after a failure
+	ReadBytes   int64      // at the source
+	SentBytes   int64      // of plaintext in new chunks
+	StoredBytes int64      // sealed, pages included: what the repository received
 	Duration    time.Duration
 	Bottleneck  mover.Stage
+}
+
+// HeldMark is a mark that costs the source something until it is released.
+type HeldMark struct {
+	Disk sdk.DiskID
+	Mark sdk.Mark
 }
 
 // DiskResult is what a run did with one disk.
@@ -193,6 +204,7 @@ func newRun(req Request) (*run, error) {
 		r.Point = point.NewID()
 	}
 	r.result.Point = r.Point
+	r.result.Held = slices.Clone(r.Held)
 	return r, nil
 }
 
@@ -237,9 +249,14 @@ func (r *run) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() {
-		if failed := r.endSnapshot(ctx, committed); failed != nil {
+		failed := r.endSnapshot(ctx, committed)
+		if failed != nil {
 			r.warn(Warning{Code: CodeCleanUp, Message: failed.Error()})
-		} else if committed {
+		}
+		if committed || failed != nil {
+			r.hold()
+		}
+		if committed && failed == nil {
 			r.releaseMarks(ctx)
 		}
 	}()

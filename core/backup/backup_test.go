@@ -136,7 +136,7 @@ func (s *site) backup() backup.Result {
 	if err != nil {
 		s.Fatalf("Run: %v", err)
 	}
-	s.req.Remembered = append([]point.ID{res.Point}, s.req.Remembered...)
+	s.req.Remembered, s.req.Held = append([]point.ID{res.Point}, s.req.Remembered...), res.Held
 	s.clean()
 	return res
 }

@@ -67,19 +67,44 @@ func (r *run) since() map[sdk.DiskID]sdk.Mark {
 	return marks
 }
 
-// releaseMarks frees the marks of the point that the new one replaces as base.
+// hold enters the marks of the snapshot in what the source keeps.
+func (r *run) hold() {
+	for disk, mark := range r.snap.Marks {
+		r.keep(HeldMark{Disk: disk, Mark: mark})
+	}
+}
+
+func (r *run) keep(h HeldMark) {
+	same := func(o HeldMark) bool { return o.Disk == h.Disk && bytes.Equal(o.Mark, h.Mark) }
+	if !slices.ContainsFunc(r.result.Held, same) {
+		r.result.Held = append(r.result.Held, h)
+	}
+}
+
+// releaseMarks frees every mark but those of the new point. What cannot be
+// freed now stays in the Result for the next run.
 func (r *run) releaseMarks(ctx context.Context) {
+	if r.tracker == nil {
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUpTime)
 	defer cancel()
 	for disk, mark := range r.since() {
-		if bytes.Equal(mark, r.snap.Marks[disk]) {
+		r.keep(HeldMark{Disk: disk, Mark: mark})
+	}
+	held := r.result.Held
+	r.result.Held = nil
+	for _, h := range held {
+		if bytes.Equal(h.Mark, r.snap.Marks[h.Disk]) {
+			r.keep(h)
 			continue
 		}
 		err := await(ctx, func() error {
-			return r.tracker.ReleaseMark(ctx, r.op("release "+string(disk)), r.Source, disk, mark)
+			return r.tracker.ReleaseMark(ctx, r.op(fmt.Sprintf("release %s %x", h.Disk, h.Mark)), r.Source, h.Disk, h.Mark)
 		})
 		if err != nil && !errors.Is(err, sdk.ErrNotFound) {
-			r.warn(Warning{Code: CodeCleanUp, Disk: disk, Message: fmt.Sprintf("release the mark of point %s: %v", r.base.Public.Point, err)})
+			r.keep(h)
+			r.warn(Warning{Code: CodeCleanUp, Disk: h.Disk, Message: fmt.Sprintf("release an old mark: %v", err)})
 		}
 	}
 }
