@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/pressly/goose/v3"
@@ -27,6 +29,9 @@ type DB struct {
 	reader *sql.DB // PostgreSQL: the same pool as writer
 	clock  func() time.Time
 	unlock func() error
+
+	closing  sync.Once
+	closeErr error
 }
 
 //go:embed migrations
@@ -59,16 +64,19 @@ func open(ctx context.Context, url, owner string) (*DB, error) {
 	return db, nil
 }
 
-// Close waits for running statements and closes the database.
+// Close waits for running statements and closes the database. It is idempotent.
 func (db *DB) Close() error {
-	var errs []error
-	if db.reader != nil && db.reader != db.writer {
-		errs = append(errs, db.reader.Close())
-	}
-	if db.writer != nil {
-		errs = append(errs, db.writer.Close())
-	}
-	return errors.Join(append(errs, db.unlock())...)
+	db.closing.Do(func() {
+		var errs []error
+		if db.reader != nil && db.reader != db.writer {
+			errs = append(errs, db.reader.Close())
+		}
+		if db.writer != nil {
+			errs = append(errs, db.writer.Close())
+		}
+		db.closeErr = errors.Join(append(errs, db.unlock())...)
+	})
+	return db.closeErr
 }
 
 // Ping says whether the database answers, for health checks.
@@ -139,7 +147,8 @@ func (o overlay) Open(name string) (fs.File, error) {
 	return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
 }
 
-// ReadDir lists all of them.
+// ReadDir lists all of them in the order of their names, which is the order in
+// which goose applies them.
 func (o overlay) ReadDir(name string) ([]fs.DirEntry, error) {
 	var all []fs.DirEntry
 	for _, f := range o {
@@ -149,5 +158,6 @@ func (o overlay) ReadDir(name string) ([]fs.DirEntry, error) {
 		}
 		all = append(all, entries...)
 	}
+	slices.SortFunc(all, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
 	return all, nil
 }

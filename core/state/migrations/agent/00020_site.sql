@@ -49,17 +49,17 @@ CREATE TABLE site_jobs (
 );
 
 CREATE TABLE site_machines (
-    repository    TEXT   NOT NULL,
-    id            TEXT   NOT NULL, -- in points
-    keyring       TEXT   NOT NULL,
-    endpoint_id   TEXT   NOT NULL,
-    machine       TEXT   NOT NULL,
-    name          TEXT   NOT NULL,
-    last_point    TEXT   NOT NULL,
-    last_root     TEXT   NOT NULL,
-    last_compared BIGINT NOT NULL,
-    runs_since    BIGINT NOT NULL,
-    PRIMARY KEY (repository, id)
+    repository  TEXT   NOT NULL,
+    keyring     TEXT   NOT NULL,
+    id          TEXT   NOT NULL, -- in points
+    endpoint_id TEXT   NOT NULL,
+    machine     TEXT   NOT NULL,
+    name        TEXT   NOT NULL,
+    remembered  TEXT   NOT NULL, -- points, newest first
+    session     TEXT   NOT NULL, -- an upload that broke off, or empty
+    compared    BIGINT NOT NULL,
+    runs        BIGINT NOT NULL,
+    PRIMARY KEY (repository, keyring, id)
 );
 
 -- +goose Down
