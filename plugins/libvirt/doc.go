@@ -1,0 +1,24 @@
+// Command holdfast-plugin-libvirt drives QEMU machines through libvirt: source, change tracker, target and power.
+//
+// It speaks libvirt's own protocol over a unix socket, TCP or TLS, needs no C library, and keeps nothing: whatever a fresh
+// process has to know is read back from the hypervisor.
+//
+// # What it makes at the hypervisor
+//
+//	checkpoint  holdfast-OP-STAMP        a mark; its description tells operation, epoch and installation
+//	backup job  exports holdfast.…       an open snapshot; the export names tell the same, so that nobody else's is touched
+//	live metadata …/run/1.0              on a machine that a snapshot started paused, because it was off
+//	machine     holdfast-draft-ID        a draft; never runs, holds the draft's disks open, carries the request
+//	volume      holdfast-ID-DISK.qcow2   a disk of a draft, and then of the machine that it became
+//	metadata    …/origin/1.0             on a machine that was restored: its draft, operation and epoch
+//
+// Names begin with the prefix of the operation's space: a space is "prefix" or "pool/prefix". All of it goes away with
+// EndSnapshot, ReleaseMark, CommitDraft and AbortDraft.
+//
+// # How bytes flow
+//
+// A snapshot is a pull-mode backup: QEMU serves each disk, as it was at one moment, over NBD. A draft's disks are served
+// by a QEMU whose processor never starts: libvirt offers no writable door to an idle qcow2 image, and a machine at the
+// hypervisor is one that works locally and remotely alike, keeps the images locked, and is found again by a fresh process.
+// Local servers listen on unix sockets, remote ones on TCP with mutual TLS; plaintext TCP has to be asked for.
+package main

@@ -1,0 +1,272 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"iter"
+	"regexp"
+	"strconv"
+
+	"github.com/digitalocean/go-libvirt"
+
+	"github.com/holdfast-dr/holdfast/sdk"
+)
+
+// mark is what an sdk.Mark holds, as JSON: a checkpoint, and the disk that it was made of. A disk that was exchanged or
+// resized has lost its marks.
+type mark struct {
+	Checkpoint string     `json:"checkpoint"`
+	Disk       sdk.DiskID `json:"disk"`
+	Image      string     `json:"image"`
+	Serial     string     `json:"serial,omitempty"`
+	Size       int64      `json:"size"`
+}
+
+func newMark(checkpoint string, d diskXML, size int64) sdk.Mark {
+	data, err := json.Marshal(mark{
+		Checkpoint: checkpoint, Disk: sdk.DiskID(d.Target.Dev), Image: d.where(), Serial: d.Serial, Size: size,
+	})
+	if err != nil || len(data) > sdk.MaxMark {
+		return nil // a path that long is no path; the disk goes without tracking
+	}
+	return data
+}
+
+func parseMark(m sdk.Mark) (mark, error) {
+	var k mark
+	if len(m) > sdk.MaxMark {
+		return k, invalid("a mark of %d bytes", len(m))
+	}
+	if err := json.Unmarshal(m, &k); err != nil {
+		return k, invalid("not a mark of libvirt: %v", err)
+	}
+	return k, nil
+}
+
+type checkpointXML struct {
+	XMLName     xml.Name         `xml:"domaincheckpoint"`
+	Name        string           `xml:"name"`
+	Description string           `xml:"description"`
+	Disks       []checkpointDisk `xml:"disks>disk"`
+}
+
+type checkpointDisk struct {
+	Name       string `xml:"name,attr"`
+	Checkpoint string `xml:"checkpoint,attr"`
+}
+
+// description is what people read in virsh, and where the epoch is kept.
+func (t ticket) description() string {
+	return fmt.Sprintf("Holdfast: base of the next backup; instance=%s epoch=%d op=%s", t.instance, t.epoch, t.op)
+}
+
+var descriptionText = regexp.MustCompile(`instance=([0-9a-f]{8}) epoch=([0-9]{1,20}) op=`)
+
+func (t *taking) checkpointXML() checkpointXML {
+	c := checkpointXML{Name: t.ticket.checkpoint(), Description: t.ticket.description()}
+	for _, d := range t.live.Devices.Disks {
+		disk := checkpointDisk{Name: d.Target.Dev, Checkpoint: "no"}
+		if _, chosen := t.sizes[sdk.DiskID(d.Target.Dev)]; chosen && d.tracks() {
+			disk.Checkpoint = "bitmap"
+		}
+		c.Disks = append(c.Disks, disk)
+	}
+	return c
+}
+
+// covered are the disks of which a checkpoint has a bitmap; none if there is no such checkpoint.
+func (p *platform) covered(ctx context.Context, dom libvirt.Domain, name string) (map[sdk.DiskID]bool, error) {
+	text, err := ask(ctx, p.control, func(lv *libvirt.Libvirt) (string, error) {
+		c, err := lv.DomainCheckpointLookupByName(dom, name, 0)
+		if err != nil {
+			return "", err
+		}
+		return lv.DomainCheckpointGetXMLDesc(c, uint32(libvirt.DomainCheckpointXMLNoDomain))
+	})
+	if is(err, libvirt.ErrNoDomainCheckpoint) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var c checkpointXML
+	if err := xml.Unmarshal([]byte(text), &c); err != nil {
+		return nil, sdk.Errorf(nil, sdk.FaultBackend, "libvirt's description of checkpoint %s: %v", name, err)
+	}
+	disks := make(map[sdk.DiskID]bool)
+	for _, d := range c.Disks {
+		if d.Checkpoint == "bitmap" {
+			disks[sdk.DiskID(d.Name)] = true
+		}
+	}
+	return disks, nil
+}
+
+// since are the marks of the request that still mean something.
+func (t *taking) since(ctx context.Context) map[sdk.DiskID]mark {
+	valid := make(map[sdk.DiskID]mark)
+	if !t.track {
+		return valid
+	}
+	for id, text := range t.req.Since {
+		m, err := parseMark(text)
+		d, known := t.live.disk(id)
+		size, chosen := t.sizes[id]
+		if err != nil || !known || !chosen || !d.tracks() ||
+			m.Disk != id || m.Image != d.where() || m.Serial != d.Serial || m.Size != size {
+			continue
+		}
+		if covered, err := t.p.covered(ctx, t.dom, m.Checkpoint); err == nil && covered[id] {
+			valid[id] = m
+		}
+	}
+	return valid
+}
+
+// forget removes checkpoints whose bitmaps turned out to be broken: nothing will ever be read from them.
+func (t *taking) forget(ctx context.Context, broken map[sdk.DiskID]mark) {
+	for _, m := range broken {
+		// What cannot be removed now is removed when the mark is released.
+		_ = t.p.deleteCheckpoint(ctx, t.dom, m.Checkpoint)
+	}
+}
+
+// checkEpoch refuses an operation whose claim was overtaken, as the machine's open snapshot and its marks tell.
+func (p *platform) checkEpoch(ctx context.Context, dom libvirt.Domain, j *job, op sdk.Op) error {
+	highest := uint64(0)
+	if j != nil && j.ours(p.instance) {
+		highest = j.ticket.epoch
+	}
+	descriptions, err := ask(ctx, p.control, func(lv *libvirt.Libvirt) ([]string, error) {
+		list, _, err := lv.DomainListAllCheckpoints(dom, everything, 0)
+		if err != nil {
+			return nil, err
+		}
+		var texts []string
+		for _, c := range list {
+			text, err := lv.DomainCheckpointGetXMLDesc(c, uint32(libvirt.DomainCheckpointXMLNoDomain))
+			if err != nil {
+				return nil, err
+			}
+			texts = append(texts, text)
+		}
+		return texts, nil
+	})
+	if errors.Is(err, sdk.ErrUnsupported) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, text := range descriptions {
+		m := descriptionText.FindStringSubmatch(text)
+		if m == nil || m[1] != p.instance {
+			continue
+		}
+		if epoch, err := strconv.ParseUint(m[2], 10, 64); err == nil {
+			highest = max(highest, epoch)
+		}
+	}
+	if op.Epoch < highest {
+		return sdk.Errorf(sdk.ErrFenced, sdk.FaultHost, "epoch %d is older than %d, which the machine has seen", op.Epoch, highest).
+			WithHint("if no other run exists, its marks are left over: remove the checkpoints holdfast-… of machine %s with virsh checkpoint-delete", dom.Name)
+	}
+	return nil
+}
+
+// Changed reads the bitmap of the snapshot's job.
+func (p *platform) Changed(ctx context.Context, snap sdk.Snapshot, disk sdk.DiskID) iter.Seq2[sdk.Extent, error] {
+	return func(yield func(sdk.Extent, error) bool) {
+		remote, err := p.openExport(ctx, snap, disk)
+		if err == nil && remote.address.DirtyBitmap == "" {
+			err = sdk.Errorf(sdk.ErrMarkLost, sdk.FaultBackend, "disk %s was taken without a base", disk)
+		}
+		if err != nil {
+			yield(sdk.Extent{}, err)
+			return
+		}
+		defer remote.Close()
+		d, err := remote.dial(ctx)
+		if err != nil {
+			yield(sdk.Extent{}, fmt.Errorf("read the changes of disk %s: %w", disk, err))
+			return
+		}
+		for e, err := range d.Dirty(ctx) {
+			if !yield(e, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+// ReleaseMark deletes the mark's checkpoint. libvirt merges its bitmap into the one before, so younger marks stay valid.
+// The marks of one snapshot share a checkpoint: the first that is released takes it away for all.
+func (p *platform) ReleaseMark(ctx context.Context, op sdk.Op, machine sdk.MachineID, _ sdk.DiskID, text sdk.Mark) error {
+	m, err := parseMark(text)
+	if err != nil {
+		return nil // not one of ours, and so unknown
+	}
+	ctx, cancel := steady(ctx)
+	defer cancel()
+	dom, err := p.machine(ctx, op, machine)
+	if errors.Is(err, sdk.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer p.lock(string(machine))()
+	j, err := p.currentJob(ctx, dom)
+	if err != nil {
+		return err
+	}
+	if err := p.checkEpoch(ctx, dom, j, op); err != nil {
+		return err
+	}
+	if err := p.deleteCheckpoint(ctx, dom, m.Checkpoint); err != nil {
+		return fmt.Errorf("release a mark of machine %s: %w", machine, err)
+	}
+	if j != nil {
+		return nil
+	}
+	return p.letGo(ctx, dom)
+}
+
+// deleteCheckpoint removes a checkpoint with its bitmaps; nil if there is none. Only a QEMU can change the bitmaps, so a
+// machine that is off is started without running and stays so: the caller lets it go.
+func (p *platform) deleteCheckpoint(ctx context.Context, dom libvirt.Domain, name string) error {
+	c, err := ask(ctx, p.control, func(lv *libvirt.Libvirt) (libvirt.DomainCheckpoint, error) {
+		return lv.DomainCheckpointLookupByName(dom, name, 0)
+	})
+	if is(err, libvirt.ErrNoDomainCheckpoint) || errors.Is(err, sdk.ErrUnsupported) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	state, err := p.state(ctx, dom)
+	if err != nil {
+		return err
+	}
+	if state == sdk.StateOff {
+		if err := p.holdPaused(ctx, dom, sdk.Op{ID: name}); err != nil {
+			return sdk.Errorf(sdk.ErrUnavailable, sdk.FaultBackend, "start the machine without running it, to delete %s: %v", name, err).
+				WithHint("once the machine can start, it is deleted by the next attempt")
+		}
+	}
+	remove := func(flags libvirt.DomainCheckpointDeleteFlags) error {
+		return do(ctx, p.control, func(lv *libvirt.Libvirt) error { return lv.DomainCheckpointDelete(c, flags) })
+	}
+	err = remove(0)
+	if err == nil || is(err, libvirt.ErrNoDomainCheckpoint) {
+		return nil
+	}
+	if errors.Is(err, sdk.ErrBusy) || errors.Is(err, sdk.ErrUnavailable) {
+		return err
+	}
+	// Its bitmap never reached the image, as after a crash of the host: nothing but libvirt's record is left to delete.
+	return remove(libvirt.DomainCheckpointDeleteMetadataOnly)
+}
