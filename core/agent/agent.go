@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/holdfast-dr/holdfast/core/claim"
 	"github.com/holdfast-dr/holdfast/core/host"
 	"github.com/holdfast-dr/holdfast/core/job"
 	"github.com/holdfast-dr/holdfast/core/tenant"
@@ -20,14 +21,17 @@ import (
 type Agent struct {
 	Name    string // of the site; what its certificate requests say
 	Version string
-	Store   Store
-	Runs    job.Store
-	Host    host.Store // endpoints and enabled plugins
-	Plugins Plugins
-	Dial    func(Connection) (Wire, error)
-	Enrol   func(ctx context.Context, e Enrolment) (Connection, error)
-	Log     *slog.Logger
-	Clock   func() time.Time // nil: time.Now
+	// Instance names this life of the agent; runs of another life are taken up.
+	Instance string
+	Store    Store
+	Runs     job.Store
+	Claims   claim.Store
+	Host     host.Store // endpoints and enabled plugins
+	Plugins  Plugins
+	Dial     func(Connection) (Wire, error)
+	Enrol    func(ctx context.Context, e Enrolment) (Connection, error)
+	Log      *slog.Logger
+	Clock    func() time.Time // nil: time.Now
 
 	keyMu sync.Mutex // serialises changes of the keyrings
 
@@ -40,10 +44,17 @@ type Agent struct {
 	wakeUp   chan struct{}
 }
 
-// Plugins runs plugin processes; core/host implements it.
+// Plugins runs plugin processes; host.Host implements it.
 type Plugins interface {
 	// Open gives the platform of an endpoint until release is called.
 	Open(ctx context.Context, e host.Endpoint) (p sdk.Platform, release func(), err error)
+	// Check holds an endpoint's settings against its plugin's schema.
+	Check(ctx context.Context, e host.Endpoint) error
+	// Remove forgets an endpoint and ends its process.
+	Remove(ctx context.Context, endpointID string) error
+	Find() ([]host.Found, error)
+	Enable(ctx context.Context, name string) (host.Enabled, error)
+	Disable(ctx context.Context, name string) error
 }
 
 func (a *Agent) now() time.Time {
@@ -101,7 +112,7 @@ func (a *Agent) connection(ctx context.Context, name string) (Connection, error)
 	if name == "" {
 		switch len(all) {
 		case 0:
-			return Connection{}, &KeyError{Reason: "this site is not connected to a provider", Next: "connect it: holdfast agent connect ADDRESS --fingerprint FINGERPRINT"}
+			return Connection{}, &RefusedError{Reason: "this site is not connected to a provider", Next: "connect it: holdfast agent connect ADDRESS --fingerprint FINGERPRINT"}
 		case 1:
 			return all[0], nil
 		}

@@ -16,6 +16,8 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/holdfast-dr/holdfast/core/backup"
+	"github.com/holdfast-dr/holdfast/core/chunk"
 	"github.com/holdfast-dr/holdfast/core/gateway"
 	"github.com/holdfast-dr/holdfast/core/point"
 	"github.com/holdfast-dr/holdfast/core/tenant"
@@ -32,6 +34,10 @@ type Wire interface {
 
 // Repository is one cloud repository over the wire.
 type Repository interface {
+	backup.Repository
+	// Resume goes on with an open session that builds on base;
+	// gateway.ErrSessionClosed if there is none.
+	Resume(ctx context.Context, id chunk.SessionID, base point.ID) (backup.Session, error)
 	Wraps(ctx context.Context) ([]gateway.Wrap, error)
 	Wrap(ctx context.Context, name string) ([]byte, error)
 	PutWrap(ctx context.Context, name string, wrap []byte) error
@@ -161,7 +167,7 @@ func (a *Agent) Disconnect(ctx context.Context, name string) error {
 	}
 	for _, j := range jobs {
 		if j.ConnectionID == c.ID {
-			return &KeyError{Reason: fmt.Sprintf("job %q backs up to provider %q", j.Name, c.Name), Next: "delete the job first: holdfast job delete " + j.Name}
+			return &RefusedError{Reason: fmt.Sprintf("job %q backs up to provider %q", j.Name, c.Name), Next: "delete the job first: holdfast job delete " + j.Name}
 		}
 	}
 	a.drop(c.ID)
@@ -171,7 +177,7 @@ func (a *Agent) Disconnect(ctx context.Context, name string) error {
 // wire is the open connection to a provider.
 func (a *Agent) wire(c Connection) (Wire, error) {
 	if c.AgentID == "" {
-		return nil, &KeyError{Reason: fmt.Sprintf("provider %q has not enrolled this site yet", c.Name), Next: "run holdfast agent connect again, with a valid token"}
+		return nil, &RefusedError{Reason: fmt.Sprintf("provider %q has not enrolled this site yet", c.Name), Next: "run holdfast agent connect again, with a valid token"}
 	}
 	a.wireMu.Lock()
 	defer a.wireMu.Unlock()
@@ -218,7 +224,7 @@ func (a *Agent) findRepository(ctx context.Context, c Connection, name string) (
 		names[i] = r.Name
 	}
 	if len(names) == 0 {
-		return gateway.CloudRepository{}, &KeyError{Reason: fmt.Sprintf("provider %q gives this tenant no cloud repository", c.Name), Next: "ask the provider for one"}
+		return gateway.CloudRepository{}, &RefusedError{Reason: fmt.Sprintf("provider %q gives this tenant no cloud repository", c.Name), Next: "ask the provider for one"}
 	}
 	return gateway.CloudRepository{}, &tenant.InvalidError{Field: "repository", Reason: fmt.Sprintf("%q is not one of %s", name, strings.Join(names, ", "))}
 }

@@ -81,6 +81,9 @@ func (a *Agent) AddEndpoint(ctx context.Context, spec EndpointSpec) (EndpointSta
 			return EndpointStatus{}, fmt.Errorf("endpoint %q: %w", e.Name, tenant.ErrExists)
 		}
 	}
+	if err := a.Plugins.Check(ctx, e); err != nil {
+		return EndpointStatus{}, fmt.Errorf("check the settings of endpoint %q: %w", e.Name, err)
+	}
 	if _, err := a.probe(ctx, e); err != nil {
 		return EndpointStatus{}, err
 	}
@@ -115,10 +118,10 @@ func (a *Agent) DeleteEndpoint(ctx context.Context, name string) error {
 	}
 	for _, j := range jobs {
 		if j.EndpointID == e.ID {
-			return &KeyError{Reason: fmt.Sprintf("job %q backs up machines of endpoint %q", j.Name, e.Name), Next: "delete the job first: holdfast job delete " + j.Name}
+			return &RefusedError{Reason: fmt.Sprintf("job %q backs up machines of endpoint %q", j.Name, e.Name), Next: "delete the job first: holdfast job delete " + j.Name}
 		}
 	}
-	return a.Host.DeleteEndpoint(a.origin(ctx, "endpoint delete"), e.ID)
+	return a.Plugins.Remove(a.origin(ctx, "endpoint delete"), e.ID)
 }
 
 // ProbeEndpoint says what works at an endpoint now.

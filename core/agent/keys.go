@@ -31,19 +31,19 @@ type KeyStatus struct {
 
 // ErrKeysNotAccepted refuses work that would seal data by a keyring that could
 // be lost with this machine.
-var ErrKeysNotAccepted = &KeyError{
+var ErrKeysNotAccepted = &RefusedError{
 	Reason: "this site has no keyring that is accepted into use",
 	Next:   "write the recovery kit (holdfast key export-kit FILE) and keep it away from this machine, or import one (holdfast key import-kit FILE)",
 }
 
-// KeyError is a refusal about keys, with what to do next.
-type KeyError struct{ Reason, Next string }
+// RefusedError is a refusal as things are at the site, with what to do next.
+type RefusedError struct{ Reason, Next string }
 
 // Error is the reason.
-func (e *KeyError) Error() string { return e.Reason }
+func (e *RefusedError) Error() string { return e.Reason }
 
 // Hint is what to do next.
-func (e *KeyError) Hint() string { return e.Next }
+func (e *RefusedError) Hint() string { return e.Next }
 
 // Keys lists the site's keyrings.
 func (a *Agent) Keys(ctx context.Context) ([]KeyStatus, error) {
@@ -88,7 +88,7 @@ func (a *Agent) keysOf(ctx context.Context, fingerprint chunk.Fingerprint) (*chu
 			return chunk.UnmarshalKeyring(r.Secret)
 		}
 	}
-	return nil, &KeyError{
+	return nil, &RefusedError{
 		Reason: fmt.Sprintf("the point is sealed by keyring %s, which this site does not have", fingerprint),
 		Next:   "import the recovery kit of that keyring: holdfast key import-kit FILE",
 	}
@@ -179,7 +179,7 @@ func (a *Agent) AcceptKit(ctx context.Context, sum string) (KeyStatus, error) {
 		a.Log.InfoContext(ctx, "keyring accepted: its recovery kit was written", "keyring", r.Fingerprint)
 		return keyStatus(r), nil
 	}
-	return KeyStatus{}, &KeyError{Reason: "no kit with this checksum was exported last", Next: "export the kit again: holdfast key export-kit FILE"}
+	return KeyStatus{}, &RefusedError{Reason: "no kit with this checksum was exported last", Next: "export the kit again: holdfast key export-kit FILE"}
 }
 
 // DeclineKit accepts the current keyring into use without a kit. The caller

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/holdfast-dr/holdfast/core/backup"
 	"github.com/holdfast-dr/holdfast/core/point"
 	"github.com/holdfast-dr/holdfast/core/schedule"
 	"github.com/holdfast-dr/holdfast/sdk"
@@ -87,19 +88,28 @@ type Job struct {
 	Updated        time.Time
 }
 
-// Machine is what the site remembers of a machine that it backs up.
+// Machine is what the site remembers of a machine that it backs up. There is
+// one for each machine, cloud repository and keyring.
 type Machine struct {
-	ID           point.MachineID // in points
-	Keyring      string          // fingerprint
-	Repository   string
-	EndpointID   string
-	Machine      sdk.MachineID
-	Name         string
-	LastPoint    point.ID // the newest that we committed; what the provider must show
-	LastRoot     string   // digest of that point's manifest
-	LastCompared time.Time
-	RunsSince    int // runs since everything was compared
+	ID         point.MachineID // in points
+	Keyring    string          // fingerprint
+	Repository string
+	EndpointID string
+	Machine    sdk.MachineID
+	Name       string
+	// Remembered are the points that we saw committed, the newest first, at most
+	// MaxRemembered; what the provider shows is held against them.
+	Remembered []point.ID
+	// Session is the upload that a run left open when it broke off, "" for none.
+	Session string
+	// Held is what the source may still keep for us; see backup.Request.
+	Held     []backup.HeldMark
+	Compared time.Time // when everything was last compared
+	Runs     int       // runs since then
 }
+
+// MaxRemembered bounds Machine.Remembered.
+const MaxRemembered = 16
 
 // Store keeps what the agent remembers. Each method is one transaction. What
 // does not exist is tenant.ErrNotFound, a name that is taken tenant.ErrExists.

@@ -1,0 +1,157 @@
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/holdfast-dr/holdfast/core/backup"
+	"github.com/holdfast-dr/holdfast/core/chunk"
+	"github.com/holdfast-dr/holdfast/core/gateway"
+	"github.com/holdfast-dr/holdfast/core/pki"
+	"github.com/holdfast-dr/holdfast/core/point"
+	"github.com/holdfast-dr/holdfast/core/tenant"
+)
+
+// Gateway reaches providers over the tenant wire. Its methods fill Agent.Dial
+// and Agent.Enrol.
+type Gateway struct {
+	Version string // of the program
+	Log     *slog.Logger
+}
+
+// Dial opens the wire to a provider that has enrolled the site.
+func (g Gateway) Dial(c Connection) (Wire, error) {
+	cert, err := tls.X509KeyPair(c.Certificate, c.Key)
+	if err != nil {
+		return nil, errors.New("the site's certificate and private key do not fit together") // err could quote the key
+	}
+	client, err := g.client(c, func() (*tls.Certificate, error) { return &cert, nil })
+	if err != nil {
+		return nil, err
+	}
+	return &remote{client}, nil
+}
+
+// Enrol gets a connection's first certificate.
+func (g Gateway) Enrol(ctx context.Context, e Enrolment) (Connection, error) {
+	client, err := g.client(e.Connection, nil)
+	if err != nil {
+		return Connection{}, err
+	}
+	defer client.Close()
+	got, err := client.Enrol(ctx, e.Token, e.Request)
+	if err != nil {
+		return Connection{}, err
+	}
+	c := e.Connection
+	c.AgentID, c.TenantID, c.TenantName = got.AgentID, got.TenantID, got.TenantName
+	c.Certificate, c.Authorities = []byte(got.Certificate), []byte(got.Authorities)
+	return c, nil
+}
+
+func (g Gateway) client(c Connection, certificate func() (*tls.Certificate, error)) (*gateway.Client, error) {
+	trust, err := trustOf(c)
+	if err != nil {
+		return nil, err
+	}
+	return gateway.NewClient(gateway.Options{Address: c.Address, Trust: trust, Certificate: certificate, Version: g.Version, Log: g.Log})
+}
+
+// trustOf is the pin that a person gave, and the CAs that the provider
+// announced over connections that the pin vouched for. Without a pin, public
+// authorities vouch for the address.
+func trustOf(c Connection) (pki.Trust, error) {
+	if c.CAFingerprint == "" {
+		return pki.Trust{System: true}, nil
+	}
+	pin, err := pki.ParseFingerprint(c.CAFingerprint)
+	if err != nil {
+		return pki.Trust{}, &tenant.InvalidError{Field: "fingerprint", Reason: err.Error()}
+	}
+	trust := pki.Trust{Pins: []pki.Fingerprint{pin}}
+	for rest := c.Authorities; ; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			return trust, nil
+		}
+		ca, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return pki.Trust{}, fmt.Errorf("read the provider's authorities: %w", err)
+		}
+		trust.Pins = append(trust.Pins, pki.FingerprintOf(ca))
+	}
+}
+
+type remote struct{ *gateway.Client }
+
+var _ Wire = (*remote)(nil)
+
+func (r *remote) ReportRun(ctx context.Context, run string, event gateway.RunEvent) error {
+	return r.Client.Report(ctx, run, event)
+}
+
+func (r *remote) Repository(id string) Repository {
+	return &remoteRepository{r.Client.Repository(id)}
+}
+
+func (r *remote) Close() error {
+	r.Client.Close()
+	return nil
+}
+
+type remoteRepository struct{ *gateway.RemoteRepository }
+
+var _ Repository = (*remoteRepository)(nil)
+
+func (r *remoteRepository) Points(ctx context.Context, machine point.MachineID, after point.ID, limit int) (gateway.PointPage, error) {
+	return r.PointPage(ctx, machine, after, limit)
+}
+
+// Last is the manifest of the machine's point that was taken last.
+func (r *remoteRepository) Last(ctx context.Context, machine point.MachineID) ([]byte, error) {
+	var last gateway.PointInfo
+	for p, err := range r.RemoteRepository.Points(ctx, machine) {
+		if err != nil {
+			return nil, err
+		}
+		if last.ID == "" || !p.Taken.Before(last.Taken) {
+			last = p
+		}
+	}
+	if last.ID == "" {
+		return nil, nil
+	}
+	return r.Manifest(ctx, last.ID)
+}
+
+func (r *remoteRepository) Begin(ctx context.Context, machine point.MachineID, base point.ID, _ string) (backup.Session, error) {
+	s, err := r.RemoteRepository.Begin(ctx, machine, base)
+	if err != nil {
+		return nil, err
+	}
+	return &remoteSession{s}, nil
+}
+
+func (r *remoteRepository) Resume(ctx context.Context, id chunk.SessionID, base point.ID) (backup.Session, error) {
+	s, err := r.RemoteRepository.Resume(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if s.Info().Base != base {
+		return nil, gateway.ErrSessionClosed
+	}
+	return &remoteSession{s}, nil
+}
+
+type remoteSession struct{ *gateway.RemoteSession }
+
+func (s *remoteSession) DamagedChunks() []chunk.ID { return s.Info().Damaged }
+
+func (s *remoteSession) Commit(ctx context.Context, manifest []byte) error {
+	return s.RemoteSession.Commit(ctx, manifest)
+}
