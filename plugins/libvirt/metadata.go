@@ -60,20 +60,9 @@ func (p *platform) setMetadata(ctx context.Context, dom libvirt.Domain, uri stri
 	return err
 }
 
-// runOf reads the live metadata of a machine; nil if there is none, as on every machine that is off.
+// runOf reads the live metadata of a machine; nil if there is none, as on every machine that is off. It is read from the
+// whole description, since the call for metadata returns it without its namespace.
 func (p *platform) runOf(ctx context.Context, dom libvirt.Domain) (*runMetadata, error) {
-	text, err := ask(ctx, p.control, func(lv *libvirt.Libvirt) (string, error) {
-		return lv.DomainGetMetadata(dom, int32(libvirt.DomainMetadataElement), libvirt.OptString{xmlnsRun}, libvirt.DomainAffectCurrent)
-	})
-	if is(err, libvirt.ErrNoDomainMetadata) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	run := new(runMetadata)
-	if err := xml.Unmarshal([]byte(text), run); err != nil {
-		return nil, sdk.Errorf(nil, sdk.FaultBackend, "metadata of %s: %v", dom.Name, err)
-	}
-	return run, nil
+	d, _, err := p.describe(ctx, dom, liveXML)
+	return d.Metadata.Run, err
 }
