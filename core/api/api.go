@@ -81,6 +81,7 @@ func newAPI(mux *http.ServeMux) huma.API {
 	config.DocsPath, config.SchemasPath, config.OpenAPIPath = "", "", "/v1/openapi"
 	config.CreateHooks, config.Transformers = nil, nil // no $schema links in bodies
 	config.RejectUnknownQueryParameters = true
+	config.Components.Schemas = huma.NewMapRegistry("#/components/schemas/", schemaName)
 	config.Components.SecuritySchemes = map[string]*huma.SecurityScheme{
 		"token": {Type: "http", Scheme: "bearer", Description: "A bearer token, from POST /v1/login or /v1/users/{user}/tokens"},
 	}

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"crypto/tls"
 	"net/http"
 	"strings"
 	"sync"
@@ -9,18 +10,44 @@ import (
 
 	"github.com/holdfast-dr/holdfast/core/access"
 	"github.com/holdfast-dr/holdfast/core/audit"
+	"github.com/holdfast-dr/holdfast/core/blob"
+	"github.com/holdfast-dr/holdfast/core/gateway"
+	"github.com/holdfast-dr/holdfast/core/job"
+	"github.com/holdfast-dr/holdfast/core/pki"
+	"github.com/holdfast-dr/holdfast/core/point"
+	"github.com/holdfast-dr/holdfast/core/quota"
 	"github.com/holdfast-dr/holdfast/core/tenant"
 )
 
-// Provider is what the operations of the provider's server call.
+// Provider is what the operations of the provider's server call. Stores that
+// take a tenant repeat the scope in their queries.
 type Provider struct {
 	Version   string // of the program
 	Now       func() time.Time
 	Ping      func(context.Context) error // reaches the database
+	Status    func(context.Context) Status
 	Users     access.Users
 	Passwords *access.Passwords
+	Agents    access.Agents
 	Tenants   tenant.Store
+	Locations blob.LocationStore
+	Quotas    quota.Store
+	Runs      job.Store
+	Wake      func() // tells the runner that there is a new run
 	Audit     audit.Store
+
+	// Prepare checks, before a repository is added, that its place can be used.
+	Prepare func(ctx context.Context, l blob.Location) error
+	// Points lists the points of a cloud repository, oldest first.
+	Points func(ctx context.Context, cloud string, machine point.MachineID, after point.ID, limit int) ([]gateway.PointInfo, error)
+	// Notice describes the certificate that the server presents.
+	Notice func() (pki.Notice, error)
+	// SetCertificate imports a certificate, or with nil goes back to issued ones,
+	// and presents it.
+	SetCertificate func(ctx context.Context, c *tls.Certificate) error
+	// DisconnectTenant and DisconnectAgent close open connections.
+	DisconnectTenant func(tenant.ID)
+	DisconnectAgent  func(id string)
 
 	touched sync.Map // token id → time.Time of the last TouchToken
 }

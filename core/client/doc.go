@@ -4,5 +4,5 @@
 // out the response.
 package client
 
-//go:generate sh -c "go run ../api/document > ../api/openapi.json"
+//go:generate sh -c "go run ../api/document > ../api/openapi.json.new && mv ../api/openapi.json.new ../api/openapi.json"
 //go:generate go run github.com/oapi-codegen/oapi-codegen/v2/cmd/oapi-codegen@v2.8.2 -config oapi-codegen.yaml ../api/openapi.json
