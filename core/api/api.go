@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"path"
+	"reflect"
 	"strings"
 	"time"
 
@@ -86,6 +88,28 @@ func newAPI(mux *http.ServeMux) huma.API {
 		"token": {Type: "http", Scheme: "bearer", Description: "A bearer token, from POST /v1/login or /v1/users/{user}/tokens"},
 	}
 	return humago.New(mux, config)
+}
+
+// schemaName names a type in the document. Both sides know repositories, runs
+// and points, but not the same of them: what only a site sees begins with Site.
+func schemaName(t reflect.Type, hint string) string {
+	name := huma.DefaultSchemaNamer(t, hint)
+	for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice {
+		t = t.Elem()
+	}
+	switch path.Base(t.PkgPath()) {
+	case "agent", "schedule", "job":
+	case "gateway":
+		if strings.HasSuffix(name, "Problem") {
+			return name
+		}
+	default:
+		return name
+	}
+	if strings.HasPrefix(name, "Site") {
+		return name
+	}
+	return "Site" + name
 }
 
 // identified carries a request's caller to authorize.

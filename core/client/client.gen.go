@@ -17,6 +17,21 @@ import (
 	"github.com/oapi-codegen/runtime"
 )
 
+// Defines values for AddRepositoryInputBodyKind.
+const (
+	Dir AddRepositoryInputBodyKind = "dir"
+)
+
+// Valid indicates whether the value is a known member of the AddRepositoryInputBodyKind enum.
+func (e AddRepositoryInputBodyKind) Valid() bool {
+	switch e {
+	case Dir:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for CreateTokenInputBodyScope.
 const (
 	All     CreateTokenInputBodyScope = "all"
@@ -86,6 +101,240 @@ func (e HealthStatus) Valid() bool {
 	}
 }
 
+// Defines values for RunState.
+const (
+	RunStateCancelled RunState = "cancelled"
+	RunStateFailed    RunState = "failed"
+	RunStateRunning   RunState = "running"
+	RunStateSucceeded RunState = "succeeded"
+	RunStateWaiting   RunState = "waiting"
+	RunStateWarned    RunState = "warned"
+)
+
+// Valid indicates whether the value is a known member of the RunState enum.
+func (e RunState) Valid() bool {
+	switch e {
+	case RunStateCancelled:
+		return true
+	case RunStateFailed:
+		return true
+	case RunStateRunning:
+		return true
+	case RunStateSucceeded:
+		return true
+	case RunStateWaiting:
+		return true
+	case RunStateWarned:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SiteDiskRestoreFormat.
+const (
+	Qcow2 SiteDiskRestoreFormat = "qcow2"
+	Raw   SiteDiskRestoreFormat = "raw"
+	Vmdk  SiteDiskRestoreFormat = "vmdk"
+)
+
+// Valid indicates whether the value is a known member of the SiteDiskRestoreFormat enum.
+func (e SiteDiskRestoreFormat) Valid() bool {
+	switch e {
+	case Qcow2:
+		return true
+	case Raw:
+		return true
+	case Vmdk:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SiteJobSpecQuiesce.
+const (
+	SiteJobSpecQuiesceApplication SiteJobSpecQuiesce = "application"
+	SiteJobSpecQuiesceFileSystem  SiteJobSpecQuiesce = "file-system"
+	SiteJobSpecQuiesceNone        SiteJobSpecQuiesce = "none"
+)
+
+// Valid indicates whether the value is a known member of the SiteJobSpecQuiesce enum.
+func (e SiteJobSpecQuiesce) Valid() bool {
+	switch e {
+	case SiteJobSpecQuiesceApplication:
+		return true
+	case SiteJobSpecQuiesceFileSystem:
+		return true
+	case SiteJobSpecQuiesceNone:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SiteJobStatusQuiesce.
+const (
+	SiteJobStatusQuiesceApplication SiteJobStatusQuiesce = "application"
+	SiteJobStatusQuiesceFileSystem  SiteJobStatusQuiesce = "file-system"
+	SiteJobStatusQuiesceNone        SiteJobStatusQuiesce = "none"
+)
+
+// Valid indicates whether the value is a known member of the SiteJobStatusQuiesce enum.
+func (e SiteJobStatusQuiesce) Valid() bool {
+	switch e {
+	case SiteJobStatusQuiesceApplication:
+		return true
+	case SiteJobStatusQuiesceFileSystem:
+		return true
+	case SiteJobStatusQuiesceNone:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SiteKeyStatusKit.
+const (
+	Declined SiteKeyStatusKit = "declined"
+	Missing  SiteKeyStatusKit = "missing"
+	Written  SiteKeyStatusKit = "written"
+)
+
+// Valid indicates whether the value is a known member of the SiteKeyStatusKit enum.
+func (e SiteKeyStatusKit) Valid() bool {
+	switch e {
+	case Declined:
+		return true
+	case Missing:
+		return true
+	case Written:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SitePointStatusKind.
+const (
+	Compare     SitePointStatusKind = "compare"
+	Full        SitePointStatusKind = "full"
+	Incremental SitePointStatusKind = "incremental"
+)
+
+// Valid indicates whether the value is a known member of the SitePointStatusKind enum.
+func (e SitePointStatusKind) Valid() bool {
+	switch e {
+	case Compare:
+		return true
+	case Full:
+		return true
+	case Incremental:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SiteRunProgressBottleneck.
+const (
+	SiteRunProgressBottleneckCpu        SiteRunProgressBottleneck = "cpu"
+	SiteRunProgressBottleneckNetwork    SiteRunProgressBottleneck = "network"
+	SiteRunProgressBottleneckRepository SiteRunProgressBottleneck = "repository"
+	SiteRunProgressBottleneckSource     SiteRunProgressBottleneck = "source"
+	SiteRunProgressBottleneckTarget     SiteRunProgressBottleneck = "target"
+)
+
+// Valid indicates whether the value is a known member of the SiteRunProgressBottleneck enum.
+func (e SiteRunProgressBottleneck) Valid() bool {
+	switch e {
+	case SiteRunProgressBottleneckCpu:
+		return true
+	case SiteRunProgressBottleneckNetwork:
+		return true
+	case SiteRunProgressBottleneckRepository:
+		return true
+	case SiteRunProgressBottleneckSource:
+		return true
+	case SiteRunProgressBottleneckTarget:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SiteRunStatusKind.
+const (
+	Backup         SiteRunStatusKind = "backup"
+	RestoreDisk    SiteRunStatusKind = "restore-disk"
+	RestoreMachine SiteRunStatusKind = "restore-machine"
+	Verify         SiteRunStatusKind = "verify"
+)
+
+// Valid indicates whether the value is a known member of the SiteRunStatusKind enum.
+func (e SiteRunStatusKind) Valid() bool {
+	switch e {
+	case Backup:
+		return true
+	case RestoreDisk:
+		return true
+	case RestoreMachine:
+		return true
+	case Verify:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SiteRunStatusState.
+const (
+	SiteRunStatusStateCancelled SiteRunStatusState = "cancelled"
+	SiteRunStatusStateFailed    SiteRunStatusState = "failed"
+	SiteRunStatusStateRunning   SiteRunStatusState = "running"
+	SiteRunStatusStateSucceeded SiteRunStatusState = "succeeded"
+	SiteRunStatusStateWaiting   SiteRunStatusState = "waiting"
+	SiteRunStatusStateWarned    SiteRunStatusState = "warned"
+)
+
+// Valid indicates whether the value is a known member of the SiteRunStatusState enum.
+func (e SiteRunStatusState) Valid() bool {
+	switch e {
+	case SiteRunStatusStateCancelled:
+		return true
+	case SiteRunStatusStateFailed:
+		return true
+	case SiteRunStatusStateRunning:
+		return true
+	case SiteRunStatusStateSucceeded:
+		return true
+	case SiteRunStatusStateWaiting:
+		return true
+	case SiteRunStatusStateWarned:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SiteRunStatusTrigger.
+const (
+	Hand     SiteRunStatusTrigger = "hand"
+	Schedule SiteRunStatusTrigger = "schedule"
+)
+
+// Valid indicates whether the value is a known member of the SiteRunStatusTrigger enum.
+func (e SiteRunStatusTrigger) Valid() bool {
+	switch e {
+	case Hand:
+		return true
+	case Schedule:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for UpdateUserInputBodyRole.
 const (
 	UpdateUserInputBodyRoleProviderAdmin    UpdateUserInputBodyRole = "provider-admin"
@@ -116,6 +365,166 @@ func (e UpdateUserInputBodyRole) Valid() bool {
 	}
 }
 
+// Defines values for DeleteTenantParamsBackups.
+const (
+	Delete DeleteTenantParamsBackups = "delete"
+	Keep   DeleteTenantParamsBackups = "keep"
+)
+
+// Valid indicates whether the value is a known member of the DeleteTenantParamsBackups enum.
+func (e DeleteTenantParamsBackups) Valid() bool {
+	switch e {
+	case Delete:
+		return true
+	case Keep:
+		return true
+	default:
+		return false
+	}
+}
+
+// AddRepositoryInputBody defines model for AddRepositoryInputBody.
+type AddRepositoryInputBody struct {
+	Kind *AddRepositoryInputBodyKind `json:"kind,omitempty"`
+
+	// Name Examples: store-1
+	Name string `json:"name"`
+
+	// Path Directory on the server, absolute
+	//
+	// Examples: /srv/holdfast
+	Path string `json:"path"`
+}
+
+// AddRepositoryInputBodyKind defines model for AddRepositoryInputBody.Kind.
+type AddRepositoryInputBodyKind string
+
+// AuditEntry defines model for AuditEntry.
+type AuditEntry struct {
+	// Action Examples: tenant.disable
+	Action string `json:"action"`
+
+	// Actor user:ID, agent:ID or system:PART
+	Actor   string      `json:"actor"`
+	Address *string     `json:"address,omitempty"`
+	Detail  interface{} `json:"detail,omitempty"`
+	Hash    string      `json:"hash"`
+	Name    *string     `json:"name,omitempty"`
+
+	// Previous Hash of the entry before
+	Previous string    `json:"previous"`
+	Reason   *string   `json:"reason,omitempty"`
+	Request  *string   `json:"request,omitempty"`
+	Sequence int64     `json:"sequence"`
+	Target   string    `json:"target"`
+	Time     time.Time `json:"time"`
+}
+
+// AuditPage defines model for AuditPage.
+type AuditPage struct {
+	Items *[]AuditEntry `json:"items"`
+
+	// Next Pass it as after to continue; absent at the end
+	Next *int64 `json:"next,omitempty"`
+}
+
+// AuditProof defines model for AuditProof.
+type AuditProof struct {
+	// Entries How many fit
+	Entries int64   `json:"entries"`
+	Fault   *string `json:"fault,omitempty"`
+
+	// Head Hash of the last one that fits; compare it with an exported one
+	Head string `json:"head"`
+
+	// Whole Every entry fits the one before it
+	Whole bool `json:"whole"`
+}
+
+// Certificate defines model for Certificate.
+type Certificate struct {
+	Address string `json:"address"`
+
+	// Fingerprint Of the CA, for tenants to pin
+	Fingerprint string `json:"fingerprint"`
+
+	// Imported Not issued by the provider's own CA
+	Imported bool      `json:"imported"`
+	Issuer   string    `json:"issuer"`
+	Names    *[]string `json:"names"`
+	NotAfter time.Time `json:"not_after"`
+
+	// Notice The same as a text to send to tenants over another channel
+	Notice  string `json:"notice"`
+	Serial  string `json:"serial"`
+	Subject string `json:"subject"`
+}
+
+// CloudPage defines model for CloudPage.
+type CloudPage struct {
+	Items *[]CloudRepository `json:"items"`
+
+	// Next Pass it as after to continue; absent at the end
+	Next *string `json:"next,omitempty"`
+}
+
+// CloudRepository defines model for CloudRepository.
+type CloudRepository struct {
+	ChunkSize  int64     `json:"chunk_size"`
+	Created    time.Time `json:"created"`
+	Id         string    `json:"id"`
+	LimitBytes int64     `json:"limit_bytes"`
+	Name       string    `json:"name"`
+
+	// PendingBytes Reserved by running backups
+	PendingBytes int64 `json:"pending_bytes"`
+
+	// Repository Id of the provider's repository behind it; not shown to tenants
+	Repository *string `json:"repository,omitempty"`
+	Tenant     string  `json:"tenant"`
+
+	// UsedBytes Charged to points
+	UsedBytes int64 `json:"used_bytes"`
+
+	// Version Grows with each change; an update names the one it read
+	Version int64 `json:"version"`
+}
+
+// CreateCloudInputBody defines model for CreateCloudInputBody.
+type CreateCloudInputBody struct {
+	// LimitBytes The quota
+	LimitBytes int64 `json:"limit_bytes"`
+
+	// Name Examples: backups
+	Name string `json:"name"`
+
+	// Repository Id of the provider's repository behind it
+	Repository string `json:"repository"`
+}
+
+// CreateEnrolmentInputBody defines model for CreateEnrolmentInputBody.
+type CreateEnrolmentInputBody struct {
+	// Hours How long the token is good for; 0 for a day
+	Hours *int64 `json:"hours,omitempty"`
+
+	// Site Examples: berlin
+	Site string `json:"site"`
+}
+
+// CreateTenantInputBody defines model for CreateTenantInputBody.
+type CreateTenantInputBody struct {
+	Description *string `json:"description,omitempty"`
+
+	// LeaseEnd End of the contract; leave it out for none
+	LeaseEnd *time.Time `json:"lease_end,omitempty"`
+
+	// MaxTasks Disks that move at the same time; 0 for the default of 2
+	MaxTasks *int64 `json:"max_tasks,omitempty"`
+
+	// Name Examples: Acme
+	Name string `json:"name"`
+}
+
 // CreateTokenInputBody defines model for CreateTokenInputBody.
 type CreateTokenInputBody struct {
 	// Ends Leave it out for a token that lasts until it is deleted
@@ -142,6 +551,18 @@ type CreateUserInputBody struct {
 
 // CreateUserInputBodyRole defines model for CreateUserInputBody.Role.
 type CreateUserInputBodyRole string
+
+// Enrolment defines model for Enrolment.
+type Enrolment struct {
+	// Agent Id of the agent that enrolled with it
+	Agent   *string   `json:"agent,omitempty"`
+	Created time.Time `json:"created"`
+	Ends    time.Time `json:"ends"`
+	Id      string    `json:"id"`
+
+	// Site Name of the site whose agent is to enrol
+	Site string `json:"site"`
+}
 
 // FieldProblem defines model for FieldProblem.
 type FieldProblem struct {
@@ -191,6 +612,27 @@ type Me struct {
 	User *string `json:"user,omitempty"`
 }
 
+// NewEnrolment defines model for NewEnrolment.
+type NewEnrolment struct {
+	// Address Where the agent connects
+	Address string `json:"address"`
+
+	// Agent Id of the agent that enrolled with it
+	Agent   *string   `json:"agent,omitempty"`
+	Created time.Time `json:"created"`
+	Ends    time.Time `json:"ends"`
+
+	// Fingerprint Of the provider's CA, for the agent to pin
+	Fingerprint string `json:"fingerprint"`
+	Id          string `json:"id"`
+
+	// Site Name of the site whose agent is to enrol
+	Site string `json:"site"`
+
+	// Token The one-time token; it is shown this once and cannot be read again
+	Token string `json:"token"`
+}
+
 // NewToken defines model for NewToken.
 type NewToken struct {
 	// Ends When it stops working
@@ -200,6 +642,34 @@ type NewToken struct {
 	// Token The bearer token; it is shown this once and cannot be read again
 	Token string `json:"token"`
 	User  User   `json:"user"`
+}
+
+// Point defines model for Point.
+type Point struct {
+	// ChargedBytes What it added to the repository
+	ChargedBytes int64     `json:"charged_bytes"`
+	Committed    time.Time `json:"committed"`
+	Disks        int64     `json:"disks"`
+	Id           string    `json:"id"`
+
+	// Kind How it was read; every point is a full one
+	Kind string `json:"kind"`
+
+	// Machine An id that the agent made; its name is known to the tenant only
+	Machine  string  `json:"machine"`
+	Previous *string `json:"previous,omitempty"`
+
+	// SizeBytes Of all disks
+	SizeBytes int64     `json:"size_bytes"`
+	Taken     time.Time `json:"taken"`
+}
+
+// PointPage defines model for PointPage.
+type PointPage struct {
+	Items *[]Point `json:"items"`
+
+	// Next Pass it as after to continue; absent at the end
+	Next *string `json:"next,omitempty"`
 }
 
 // Problem defines model for Problem.
@@ -229,6 +699,666 @@ type Problem struct {
 	Title string `json:"title"`
 }
 
+// ReplaceCertificateInputBody defines model for ReplaceCertificateInputBody.
+type ReplaceCertificateInputBody struct {
+	// Password Of the PFX file
+	Password *string `json:"password,omitempty"`
+
+	// Pem Certificate, chain and private key as PEM
+	Pem *string `json:"pem,omitempty"`
+
+	// Pfx The same as a PFX file, base64
+	Pfx *[]byte `json:"pfx,omitempty"`
+}
+
+// Repository defines model for Repository.
+type Repository struct {
+	Created time.Time `json:"created"`
+	Id      string    `json:"id"`
+
+	// Kind dir: a directory
+	Kind string  `json:"kind"`
+	Name string  `json:"name"`
+	Path *string `json:"path,omitempty"`
+
+	// ReadOnly Restores go on, nothing new is written
+	ReadOnly bool `json:"read_only"`
+
+	// Version Grows with each change; an update names the one it read
+	Version int64 `json:"version"`
+}
+
+// Run defines model for Run.
+type Run struct {
+	// Cancel A request to cancel is there
+	Cancel  bool        `json:"cancel"`
+	Created time.Time   `json:"created"`
+	Ended   *time.Time  `json:"ended,omitempty"`
+	Failure *RunFailure `json:"failure,omitempty"`
+	Id      string      `json:"id"`
+
+	// Kind Examples: verify
+	Kind     string      `json:"kind"`
+	Progress RunProgress `json:"progress"`
+
+	// Result What the kind of run reports
+	Result  interface{} `json:"result,omitempty"`
+	Started *time.Time  `json:"started,omitempty"`
+	State   RunState    `json:"state"`
+	Subject string      `json:"subject"`
+	Tenant  *string     `json:"tenant,omitempty"`
+}
+
+// RunState defines model for Run.State.
+type RunState string
+
+// RunFailure defines model for RunFailure.
+type RunFailure struct {
+	Hint    *string `json:"hint,omitempty"`
+	Message string  `json:"message"`
+
+	// Side Where the cause lies: tenant or provider
+	Side *string `json:"side,omitempty"`
+}
+
+// RunPage defines model for RunPage.
+type RunPage struct {
+	Items *[]Run `json:"items"`
+
+	// Next Pass it as before to continue; absent at the end
+	Next *string `json:"next,omitempty"`
+}
+
+// RunProgress defines model for RunProgress.
+type RunProgress struct {
+	Bottleneck *string `json:"bottleneck,omitempty"`
+	DoneBytes  int64   `json:"done_bytes"`
+
+	// EtaSeconds 0: not known
+	EtaSeconds int64   `json:"eta_seconds"`
+	Phase      *string `json:"phase,omitempty"`
+
+	// Rate Bytes per second
+	Rate float64 `json:"rate"`
+
+	// TotalBytes 0: not known yet
+	TotalBytes int64 `json:"total_bytes"`
+}
+
+// SetLeaseInputBody defines model for SetLeaseInputBody.
+type SetLeaseInputBody struct {
+	// End End of the contract; leave it out for none
+	End *time.Time `json:"end,omitempty"`
+}
+
+// SiteAcceptKitInputBody defines model for SiteAcceptKitInputBody.
+type SiteAcceptKitInputBody struct {
+	// Sha256 Of the file as it was read back from where it is kept
+	Sha256 string `json:"sha256"`
+}
+
+// SiteAgent defines model for SiteAgent.
+type SiteAgent struct {
+	Enrolled time.Time  `json:"enrolled"`
+	Id       string     `json:"id"`
+	LastSeen *time.Time `json:"last_seen,omitempty"`
+
+	// Name The site
+	Name    string     `json:"name"`
+	Revoked *time.Time `json:"revoked,omitempty"`
+	Tenant  string     `json:"tenant"`
+
+	// Version Of its program, as it last said
+	Version *string `json:"version,omitempty"`
+}
+
+// SiteCloudRepository defines model for SiteCloudRepository.
+type SiteCloudRepository struct {
+	ChunkSize    int64  `json:"chunk_size"`
+	FanOut       int64  `json:"fan_out"`
+	Id           string `json:"id"`
+	LimitBytes   int64  `json:"limit_bytes"`
+	Name         string `json:"name"`
+	PendingBytes int64  `json:"pending_bytes"`
+	UsedBytes    int64  `json:"used_bytes"`
+}
+
+// SiteConnectRequest defines model for SiteConnectRequest.
+type SiteConnectRequest struct {
+	// Address host or host:port
+	Address string `json:"address"`
+
+	// Fingerprint Of the provider's CA. Without it a public authority must vouch for the address
+	Fingerprint *string `json:"fingerprint,omitempty"`
+
+	// Name What the site calls the provider; the address if left out
+	Name *string `json:"name,omitempty"`
+
+	// Token One-time enrolment token, from the provider
+	Token string `json:"token"`
+}
+
+// SiteConnectionStatus defines model for SiteConnectionStatus.
+type SiteConnectionStatus struct {
+	Address        string    `json:"address"`
+	AgentId        string    `json:"agent_id"`
+	CertificateEnd time.Time `json:"certificate_end"`
+
+	// Fingerprint The pinned CA
+	Fingerprint *string    `json:"fingerprint,omitempty"`
+	Hint        *string    `json:"hint,omitempty"`
+	Id          string     `json:"id"`
+	LeaseEnd    *time.Time `json:"lease_end,omitempty"`
+	Name        string     `json:"name"`
+
+	// Problem Why it is not reachable, or why it refuses data
+	Problem      *string                `json:"problem,omitempty"`
+	Reachable    bool                   `json:"reachable"`
+	Repositories *[]SiteCloudRepository `json:"repositories"`
+	Tenant       string                 `json:"tenant"`
+}
+
+// SiteDamagedExtent defines model for SiteDamagedExtent.
+type SiteDamagedExtent struct {
+	Disk   string `json:"disk"`
+	Length int64  `json:"length"`
+	Offset int64  `json:"offset"`
+	Reason string `json:"reason"`
+}
+
+// SiteDeclineKitInputBody defines model for SiteDeclineKitInputBody.
+type SiteDeclineKitInputBody struct {
+	// Provider May be left out with one provider only
+	Provider *string `json:"provider,omitempty"`
+
+	// Tenant The tenant's name, in full: the confirmation
+	Tenant string `json:"tenant"`
+}
+
+// SiteDiskRestore defines model for SiteDiskRestore.
+type SiteDiskRestore struct {
+	// Disk Name or id; may be left out if the point has one disk
+	Disk *string `json:"disk,omitempty"`
+
+	// File Absolute path on the agent's machine
+	File string `json:"file"`
+
+	// Format raw (sparse) if left out; vmdk is stream-optimised
+	Format *SiteDiskRestoreFormat `json:"format,omitempty"`
+
+	// Overwrite Replace a file that exists
+	Overwrite *bool `json:"overwrite,omitempty"`
+
+	// Point Id of the point, or enough of its start or end
+	Point string `json:"point"`
+}
+
+// SiteDiskRestoreFormat raw (sparse) if left out; vmdk is stream-optimised
+type SiteDiskRestoreFormat string
+
+// SiteEnablePluginInputBody defines model for SiteEnablePluginInputBody.
+type SiteEnablePluginInputBody struct {
+	// Name Such as libvirt, for the program holdfast-plugin-libvirt
+	Name string `json:"name"`
+}
+
+// SiteEndpointSpec defines model for SiteEndpointSpec.
+type SiteEndpointSpec struct {
+	// Name Unique at the site
+	Name string `json:"name"`
+
+	// Plugin An enabled plugin, such as libvirt
+	Plugin string `json:"plugin"`
+
+	// Settings JSON object that fits the plugin's schema; secrets in it are sealed at rest and never shown
+	Settings interface{} `json:"settings"`
+}
+
+// SiteEndpointStatus defines model for SiteEndpointStatus.
+type SiteEndpointStatus struct {
+	Id     string `json:"id"`
+	Name   string `json:"name"`
+	Plugin string `json:"plugin"`
+}
+
+// SiteExportKitInputBody defines model for SiteExportKitInputBody.
+type SiteExportKitInputBody struct {
+	// Passphrase Encrypts the kit; without it the file opens every backup by itself
+	Passphrase *string `json:"passphrase,omitempty"`
+
+	// Provider May be left out with one provider only
+	Provider *string `json:"provider,omitempty"`
+}
+
+// SiteExportedKit defines model for SiteExportedKit.
+type SiteExportedKit struct {
+	Fingerprint string `json:"fingerprint"`
+
+	// Kit The whole file, base64 in JSON
+	Kit []byte `json:"kit"`
+
+	// Sha256 Of the file: say it back to prove that the file was written
+	Sha256  string `json:"sha256"`
+	Warning string `json:"warning"`
+}
+
+// SiteFailure defines model for SiteFailure.
+type SiteFailure struct {
+	Hint    *string `json:"hint,omitempty"`
+	Message string  `json:"message"`
+	Side    *string `json:"side,omitempty"`
+}
+
+// SiteImportKitInputBody defines model for SiteImportKitInputBody.
+type SiteImportKitInputBody struct {
+	// Kit The whole file, base64
+	Kit        *[]byte `json:"kit,omitempty"`
+	Passphrase *string `json:"passphrase,omitempty"`
+}
+
+// SiteJobSpec defines model for SiteJobSpec.
+type SiteJobSpec struct {
+	// Enabled The schedule starts it; by hand it always runs
+	Enabled bool `json:"enabled"`
+
+	// Endpoint Where the machines are
+	Endpoint string        `json:"endpoint"`
+	Machines SiteSelection `json:"machines"`
+
+	// Name Unique at the site
+	Name string `json:"name"`
+
+	// Provider Where the backups go; may be left out with one provider only
+	Provider *string `json:"provider,omitempty"`
+
+	// Quiesce How still a machine is asked to be; file-system if left out
+	Quiesce *SiteJobSpecQuiesce `json:"quiesce,omitempty"`
+
+	// Repository The cloud repository, by name
+	Repository string         `json:"repository"`
+	Retention  *SiteRetention `json:"retention,omitempty"`
+
+	// Schedule When; by hand only if left out
+	Schedule *SiteSchedule `json:"schedule,omitempty"`
+}
+
+// SiteJobSpecQuiesce How still a machine is asked to be; file-system if left out
+type SiteJobSpecQuiesce string
+
+// SiteJobStatus defines model for SiteJobStatus.
+type SiteJobStatus struct {
+	Created time.Time `json:"created"`
+
+	// Enabled The schedule starts it; by hand it always runs
+	Enabled bool `json:"enabled"`
+
+	// Endpoint Where the machines are
+	Endpoint string `json:"endpoint"`
+	Id       string `json:"id"`
+
+	// Last Its newest run
+	Last     *SiteRunStatus `json:"last,omitempty"`
+	Machines SiteSelection  `json:"machines"`
+
+	// Name Unique at the site
+	Name string `json:"name"`
+
+	// Next When the schedule starts it next
+	Next *time.Time `json:"next,omitempty"`
+
+	// Provider Where the backups go; may be left out with one provider only
+	Provider *string `json:"provider,omitempty"`
+
+	// Quiesce How still a machine is asked to be; file-system if left out
+	Quiesce *SiteJobStatusQuiesce `json:"quiesce,omitempty"`
+
+	// Repository The cloud repository, by name
+	Repository string         `json:"repository"`
+	Retention  *SiteRetention `json:"retention,omitempty"`
+
+	// Schedule When; by hand only if left out
+	Schedule *SiteSchedule `json:"schedule,omitempty"`
+	Updated  time.Time     `json:"updated"`
+}
+
+// SiteJobStatusQuiesce How still a machine is asked to be; file-system if left out
+type SiteJobStatusQuiesce string
+
+// SiteKeyStatus defines model for SiteKeyStatus.
+type SiteKeyStatus struct {
+	// Accepted Its kit was written, or declined by name
+	Accepted bool      `json:"accepted"`
+	Created  time.Time `json:"created"`
+
+	// Current New backups are sealed by it
+	Current     bool             `json:"current"`
+	Fingerprint string           `json:"fingerprint"`
+	Kit         SiteKeyStatusKit `json:"kit"`
+	KitTime     *time.Time       `json:"kit_time,omitempty"`
+}
+
+// SiteKeyStatusKit defines model for SiteKeyStatus.Kit.
+type SiteKeyStatusKit string
+
+// SiteLeftOut defines model for SiteLeftOut.
+type SiteLeftOut struct {
+	Disk   string `json:"disk"`
+	Reason string `json:"reason"`
+}
+
+// SiteMachineDisk defines model for SiteMachineDisk.
+type SiteMachineDisk struct {
+	Format    string  `json:"format"`
+	Name      string  `json:"name"`
+	Pool      *string `json:"pool,omitempty"`
+	SizeBytes int64   `json:"size_bytes"`
+
+	// Skip Why it cannot be backed up
+	Skip *string `json:"skip,omitempty"`
+}
+
+// SiteMachineRestore defines model for SiteMachineRestore.
+type SiteMachineRestore struct {
+	// Endpoint Where to; where it came from if left out
+	Endpoint *string `json:"endpoint,omitempty"`
+
+	// Name Of the new machine; the old name and the time if left out
+	Name *string `json:"name,omitempty"`
+
+	// Networks From the machine's networks to those of the endpoint
+	Networks *map[string]string `json:"networks,omitempty"`
+
+	// Point Id of the point, or enough of its start or end
+	Point string `json:"point"`
+
+	// Pool Storage pool; the back-end's default if left out
+	Pool *string `json:"pool,omitempty"`
+
+	// Replace Name of the machine to restore over. It is stopped, and its disks are exchanged; the name is the confirmation
+	Replace *string `json:"replace,omitempty"`
+
+	// Start Power the machine on afterwards
+	Start *bool `json:"start,omitempty"`
+}
+
+// SiteMachineResult defines model for SiteMachineResult.
+type SiteMachineResult struct {
+	Bottleneck  *string      `json:"bottleneck,omitempty"`
+	Consistency *string      `json:"consistency,omitempty"`
+	Failure     *SiteFailure `json:"failure,omitempty"`
+	Kind        *string      `json:"kind,omitempty"`
+
+	// LeftOut Disks that are not in the point
+	LeftOut *[]SiteLeftOut `json:"left_out,omitempty"`
+	Machine string         `json:"machine"`
+
+	// MachineId In points
+	MachineId   string    `json:"machine_id"`
+	Point       *string   `json:"point,omitempty"`
+	ReadBytes   int64     `json:"read_bytes"`
+	Seconds     float64   `json:"seconds"`
+	SentBytes   int64     `json:"sent_bytes"`
+	SizeBytes   int64     `json:"size_bytes"`
+	State       string    `json:"state"`
+	StoredBytes int64     `json:"stored_bytes"`
+	Warnings    *[]string `json:"warnings,omitempty"`
+}
+
+// SiteMachineStatus defines model for SiteMachineStatus.
+type SiteMachineStatus struct {
+	Cpus     int64              `json:"cpus"`
+	Disks    *[]SiteMachineDisk `json:"disks"`
+	Endpoint string             `json:"endpoint"`
+	Firmware string             `json:"firmware"`
+	Id       string             `json:"id"`
+
+	// Jobs Jobs that cover it
+	Jobs        *[]string `json:"jobs,omitempty"`
+	MemoryBytes int64     `json:"memory_bytes"`
+	Name        string    `json:"name"`
+	Networks    *[]string `json:"networks,omitempty"`
+	State       string    `json:"state"`
+	Tags        *[]string `json:"tags,omitempty"`
+}
+
+// SitePluginStatus defines model for SitePluginStatus.
+type SitePluginStatus struct {
+	Abilities *[]string   `json:"abilities,omitempty"`
+	Config    interface{} `json:"config,omitempty"`
+
+	// Enabled Its binary is trusted, as it was then
+	Enabled   bool       `json:"enabled"`
+	EnabledAt *time.Time `json:"enabled_at,omitempty"`
+	Name      string     `json:"name"`
+	Path      string     `json:"path"`
+	Protocol  *int64     `json:"protocol,omitempty"`
+
+	// Sha256 Of the binary that is trusted; another one is not started
+	Sha256  *string `json:"sha256,omitempty"`
+	Version *string `json:"version,omitempty"`
+}
+
+// SitePointDisk defines model for SitePointDisk.
+type SitePointDisk struct {
+	Id        string `json:"id"`
+	Name      string `json:"name"`
+	SizeBytes int64  `json:"size_bytes"`
+}
+
+// SitePointStatus defines model for SitePointStatus.
+type SitePointStatus struct {
+	// ChargedBytes What it added to the quota when it was committed
+	ChargedBytes int64            `json:"charged_bytes"`
+	Committed    time.Time        `json:"committed"`
+	Consistency  *string          `json:"consistency,omitempty"`
+	Disks        *[]SitePointDisk `json:"disks,omitempty"`
+	Endpoint     *string          `json:"endpoint,omitempty"`
+	Id           string           `json:"id"`
+	Keyring      string           `json:"keyring"`
+
+	// Kind How it was read; each is a full point
+	Kind       SitePointStatusKind `json:"kind"`
+	Machine    *string             `json:"machine,omitempty"`
+	MachineId  string              `json:"machine_id"`
+	Note       *string             `json:"note,omitempty"`
+	Problem    *string             `json:"problem,omitempty"`
+	Provider   string              `json:"provider"`
+	Repository string              `json:"repository"`
+	SizeBytes  int64               `json:"size_bytes"`
+	Taken      time.Time           `json:"taken"`
+}
+
+// SitePointStatusKind How it was read; each is a full point
+type SitePointStatusKind string
+
+// SiteProbeFinding defines model for SiteProbeFinding.
+type SiteProbeFinding struct {
+	Ability string  `json:"ability"`
+	Hint    *string `json:"hint,omitempty"`
+	Reason  *string `json:"reason,omitempty"`
+	Works   bool    `json:"works"`
+}
+
+// SiteProbeResult defines model for SiteProbeResult.
+type SiteProbeResult struct {
+	Findings *[]SiteProbeFinding `json:"findings"`
+	Product  string              `json:"product"`
+}
+
+// SiteRestoreResult defines model for SiteRestoreResult.
+type SiteRestoreResult struct {
+	Bottleneck *string `json:"bottleneck,omitempty"`
+
+	// FetchedBytes Sealed records that crossed the wire
+	FetchedBytes int64   `json:"fetched_bytes"`
+	File         *string `json:"file,omitempty"`
+
+	// Machine Name of the restored machine
+	Machine *string `json:"machine,omitempty"`
+
+	// MachineId At its endpoint
+	MachineId    *string `json:"machine_id,omitempty"`
+	Point        string  `json:"point"`
+	Seconds      float64 `json:"seconds"`
+	SizeBytes    int64   `json:"size_bytes"`
+	Started      *bool   `json:"started,omitempty"`
+	WrittenBytes int64   `json:"written_bytes"`
+}
+
+// SiteRetention defines model for SiteRetention.
+type SiteRetention struct {
+	// Days Keep points at least this many days; 0 sets no such rule
+	Days *int64 `json:"days,omitempty"`
+
+	// Points Keep at least this many of the newest points; 0 sets no such rule
+	Points *int64 `json:"points,omitempty"`
+}
+
+// SiteRunProgress defines model for SiteRunProgress.
+type SiteRunProgress struct {
+	Bottleneck *SiteRunProgressBottleneck `json:"bottleneck,omitempty"`
+
+	// DoneBytes Bytes of disk that are dealt with: read, or known to be unchanged or zero
+	DoneBytes  int64    `json:"done_bytes"`
+	EtaSeconds *float64 `json:"eta_seconds,omitempty"`
+	Phase      *string  `json:"phase,omitempty"`
+
+	// Rate Bytes of disk per second
+	Rate      float64 `json:"rate"`
+	ReadBytes int64   `json:"read_bytes"`
+
+	// SentBytes Bytes of sealed records that crossed the wire
+	SentBytes  int64      `json:"sent_bytes"`
+	Time       *time.Time `json:"time,omitempty"`
+	TotalBytes int64      `json:"total_bytes"`
+}
+
+// SiteRunProgressBottleneck defines model for SiteRunProgress.Bottleneck.
+type SiteRunProgressBottleneck string
+
+// SiteRunStatus defines model for SiteRunStatus.
+type SiteRunStatus struct {
+	// Attempts How often it was taken up; more than 1 after a crash or a restart
+	Attempts int64 `json:"attempts"`
+
+	// Cancel It was asked to stop
+	Cancel   *bool                `json:"cancel,omitempty"`
+	Created  time.Time            `json:"created"`
+	Ended    *time.Time           `json:"ended,omitempty"`
+	Failure  *SiteFailure         `json:"failure,omitempty"`
+	Id       string               `json:"id"`
+	Kind     SiteRunStatusKind    `json:"kind"`
+	Machines *[]SiteMachineResult `json:"machines,omitempty"`
+
+	// Name The job's name, or the point that is restored
+	Name     string                `json:"name"`
+	Progress SiteRunProgress       `json:"progress"`
+	Restored *SiteRestoreResult    `json:"restored,omitempty"`
+	Started  *time.Time            `json:"started,omitempty"`
+	State    SiteRunStatusState    `json:"state"`
+	Trigger  *SiteRunStatusTrigger `json:"trigger,omitempty"`
+	Verified *SiteVerifyResult     `json:"verified,omitempty"`
+	Warnings *[]string             `json:"warnings,omitempty"`
+}
+
+// SiteRunStatusKind defines model for SiteRunStatus.Kind.
+type SiteRunStatusKind string
+
+// SiteRunStatusState defines model for SiteRunStatus.State.
+type SiteRunStatusState string
+
+// SiteRunStatusTrigger defines model for SiteRunStatus.Trigger.
+type SiteRunStatusTrigger string
+
+// SiteSchedule defines model for SiteSchedule.
+type SiteSchedule struct {
+	Cron string `json:"cron"`
+	Zone string `json:"zone"`
+}
+
+// SiteSelection defines model for SiteSelection.
+type SiteSelection struct {
+	// All Every machine of the endpoint, new ones too
+	All *bool `json:"all,omitempty"`
+
+	// ExcludeDisks Disks to leave out, by name, in every machine
+	ExcludeDisks *[]string `json:"exclude_disks,omitempty"`
+
+	// ExcludeNames Never these, by name; * and ? match
+	ExcludeNames *[]string `json:"exclude_names,omitempty"`
+
+	// ExcludeTags Never machines that carry any of these tags
+	ExcludeTags *[]string `json:"exclude_tags,omitempty"`
+
+	// Names Machines by name; * and ? match
+	Names *[]string `json:"names,omitempty"`
+
+	// Tags Machines that carry any of these tags
+	Tags *[]string `json:"tags,omitempty"`
+}
+
+// SiteStatus defines model for SiteStatus.
+type SiteStatus struct {
+	Advice    *[]string               `json:"advice,omitempty"`
+	Endpoints *[]SiteEndpointStatus   `json:"endpoints"`
+	Jobs      *[]SiteJobStatus        `json:"jobs"`
+	Keys      *[]SiteKeyStatus        `json:"keys"`
+	Name      string                  `json:"name"`
+	Providers *[]SiteConnectionStatus `json:"providers"`
+	Version   string                  `json:"version"`
+}
+
+// SiteVerifyResult defines model for SiteVerifyResult.
+type SiteVerifyResult struct {
+	Chunks       int64                `json:"chunks"`
+	Damaged      *[]SiteDamagedExtent `json:"damaged"`
+	FetchedBytes int64                `json:"fetched_bytes"`
+	Point        string               `json:"point"`
+	Seconds      float64              `json:"seconds"`
+}
+
+// Status defines model for Status.
+type Status struct {
+	// Connections Open connections of agents
+	Connections int64 `json:"connections"`
+
+	// Database The engine
+	Database string `json:"database"`
+	Node     string `json:"node"`
+
+	// Repositories Cloud repositories that this server holds at the moment
+	Repositories int64     `json:"repositories"`
+	Started      time.Time `json:"started"`
+	Version      string    `json:"version"`
+}
+
+// Tenant defines model for Tenant.
+type Tenant struct {
+	Created     time.Time `json:"created"`
+	Description *string   `json:"description,omitempty"`
+	Enabled     bool      `json:"enabled"`
+	Id          string    `json:"id"`
+
+	// LeaseEnd From this moment backup and restore are refused; stored data is kept. Absent: the contract has no end
+	LeaseEnd *time.Time `json:"lease_end,omitempty"`
+
+	// MaxTasks Disks that move at the same time
+	MaxTasks int64  `json:"max_tasks"`
+	Name     string `json:"name"`
+	Type     string `json:"type"`
+
+	// Version Grows with each change; an update names the one it read
+	Version int64 `json:"version"`
+}
+
+// TenantPage defines model for TenantPage.
+type TenantPage struct {
+	Items *[]Tenant `json:"items"`
+
+	// Next Pass it as after to continue; absent at the end
+	Next *string `json:"next,omitempty"`
+}
+
 // Token defines model for Token.
 type Token struct {
 	Created  time.Time  `json:"created"`
@@ -244,6 +1374,35 @@ type Token struct {
 
 	// User Id of the user
 	User string `json:"user"`
+}
+
+// UpdateCloudInputBody defines model for UpdateCloudInputBody.
+type UpdateCloudInputBody struct {
+	// LimitBytes The quota; below what is used it blocks new backups and deletes nothing
+	LimitBytes *int64  `json:"limit_bytes,omitempty"`
+	Name       *string `json:"name,omitempty"`
+
+	// Version The version that was read
+	Version int64 `json:"version"`
+}
+
+// UpdateRepositoryInputBody defines model for UpdateRepositoryInputBody.
+type UpdateRepositoryInputBody struct {
+	Name     *string `json:"name,omitempty"`
+	ReadOnly *bool   `json:"read_only,omitempty"`
+
+	// Version The version that was read
+	Version int64 `json:"version"`
+}
+
+// UpdateTenantInputBody defines model for UpdateTenantInputBody.
+type UpdateTenantInputBody struct {
+	Description *string `json:"description,omitempty"`
+	MaxTasks    *int64  `json:"max_tasks,omitempty"`
+	Name        *string `json:"name,omitempty"`
+
+	// Version The version that was read
+	Version int64 `json:"version"`
 }
 
 // UpdateUserInputBody defines model for UpdateUserInputBody.
@@ -280,6 +1439,154 @@ type User struct {
 
 	// Version Grows with each change; an update names the one it read
 	Version int64 `json:"version"`
+}
+
+// ListAuditParams defines parameters for ListAudit.
+type ListAuditParams struct {
+	// Tenant Id of a tenant, for its users; leave it out for the provider's own
+	Tenant *string `form:"tenant,omitempty" json:"tenant,omitempty"`
+
+	// After Continue after this entry; with newest, before it
+	After *int64 `form:"after,omitempty" json:"after,omitempty"`
+
+	// Newest Newest first
+	Newest *bool      `form:"newest,omitempty" json:"newest,omitempty"`
+	Action *string    `form:"action,omitempty" json:"action,omitempty"`
+	Target *string    `form:"target,omitempty" json:"target,omitempty"`
+	Actor  *string    `form:"actor,omitempty" json:"actor,omitempty"`
+	Since  *time.Time `form:"since,omitempty" json:"since,omitempty"`
+	Until  *time.Time `form:"until,omitempty" json:"until,omitempty"`
+	Limit  *int64     `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
+// VerifyAuditParams defines parameters for VerifyAudit.
+type VerifyAuditParams struct {
+	// Tenant Id of a tenant, for its users; leave it out for the provider's own
+	Tenant *string `form:"tenant,omitempty" json:"tenant,omitempty"`
+}
+
+// ListAllCloudRepositoriesParams defines parameters for ListAllCloudRepositories.
+type ListAllCloudRepositoriesParams struct {
+	// Text Part of the name
+	Text  *string `form:"text,omitempty" json:"text,omitempty"`
+	After *string `form:"after,omitempty" json:"after,omitempty"`
+	Limit *int64  `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
+// AddRepositoryParams defines parameters for AddRepository.
+type AddRepositoryParams struct {
+	// IdempotencyKey Chosen by the caller; a repeated request with the same key and body is answered what the first one was
+	IdempotencyKey *string `json:"Idempotency-Key,omitempty"`
+}
+
+// ListRunsParams defines parameters for ListRuns.
+type ListRunsParams struct {
+	Kind    *string `form:"kind,omitempty" json:"kind,omitempty"`
+	Subject *string `form:"subject,omitempty" json:"subject,omitempty"`
+
+	// Open Only runs that have not ended
+	Open   *bool   `form:"open,omitempty" json:"open,omitempty"`
+	Before *string `form:"before,omitempty" json:"before,omitempty"`
+	Limit  *int64  `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
+// SiteListMachinesParams defines parameters for SiteListMachines.
+type SiteListMachinesParams struct {
+	// Endpoint Name or id; all endpoints if left out
+	Endpoint *string `form:"endpoint,omitempty" json:"endpoint,omitempty"`
+}
+
+// SiteListPointsParams defines parameters for SiteListPoints.
+type SiteListPointsParams struct {
+	// Provider Only at this provider
+	Provider *string `form:"provider,omitempty" json:"provider,omitempty"`
+
+	// Repository Only in this cloud repository
+	Repository *string `form:"repository,omitempty" json:"repository,omitempty"`
+
+	// Machine Only of this machine, by name or by its id in points
+	Machine *string `form:"machine,omitempty" json:"machine,omitempty"`
+}
+
+// SiteListRunsParams defines parameters for SiteListRuns.
+type SiteListRunsParams struct {
+	// Job Only runs of this job, by name or id
+	Job *string `form:"job,omitempty" json:"job,omitempty"`
+
+	// Before Continue after this run of the page before
+	Before *string `form:"before,omitempty" json:"before,omitempty"`
+	Limit  *int64  `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
+// ListTenantsParams defines parameters for ListTenants.
+type ListTenantsParams struct {
+	// Text Part of the name or description
+	Text *string `form:"text,omitempty" json:"text,omitempty"`
+
+	// Name Exactly this name, regardless of case
+	Name  *string `form:"name,omitempty" json:"name,omitempty"`
+	After *string `form:"after,omitempty" json:"after,omitempty"`
+	Limit *int64  `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
+// CreateTenantParams defines parameters for CreateTenant.
+type CreateTenantParams struct {
+	// IdempotencyKey Chosen by the caller; a repeated request with the same key and body is answered what the first one was
+	IdempotencyKey *string `json:"Idempotency-Key,omitempty"`
+}
+
+// DeleteTenantParams defines parameters for DeleteTenant.
+type DeleteTenantParams struct {
+	// Backups What becomes of stored backups; without it a tenant that has any is not deleted
+	Backups *DeleteTenantParamsBackups `form:"backups,omitempty" json:"backups,omitempty"`
+}
+
+// DeleteTenantParamsBackups defines parameters for DeleteTenant.
+type DeleteTenantParamsBackups string
+
+// ListCloudRepositoriesParams defines parameters for ListCloudRepositories.
+type ListCloudRepositoriesParams struct {
+	// Text Part of the name
+	Text  *string `form:"text,omitempty" json:"text,omitempty"`
+	After *string `form:"after,omitempty" json:"after,omitempty"`
+	Limit *int64  `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
+// CreateCloudRepositoryParams defines parameters for CreateCloudRepository.
+type CreateCloudRepositoryParams struct {
+	// IdempotencyKey Chosen by the caller; a repeated request with the same key and body is answered what the first one was
+	IdempotencyKey *string `json:"Idempotency-Key,omitempty"`
+}
+
+// CollectCloudRepositoryParams defines parameters for CollectCloudRepository.
+type CollectCloudRepositoryParams struct {
+	// IdempotencyKey Chosen by the caller; a repeated request with the same key and body is answered what the first one was
+	IdempotencyKey *string `json:"Idempotency-Key,omitempty"`
+}
+
+// ImportCloudRepositoryParams defines parameters for ImportCloudRepository.
+type ImportCloudRepositoryParams struct {
+	// IdempotencyKey Chosen by the caller; a repeated request with the same key and body is answered what the first one was
+	IdempotencyKey *string `json:"Idempotency-Key,omitempty"`
+}
+
+// ListPointsParams defines parameters for ListPoints.
+type ListPointsParams struct {
+	Machine *string `form:"machine,omitempty" json:"machine,omitempty"`
+	After   *string `form:"after,omitempty" json:"after,omitempty"`
+	Limit   *int64  `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
+// VerifyCloudRepositoryParams defines parameters for VerifyCloudRepository.
+type VerifyCloudRepositoryParams struct {
+	// IdempotencyKey Chosen by the caller; a repeated request with the same key and body is answered what the first one was
+	IdempotencyKey *string `json:"Idempotency-Key,omitempty"`
+}
+
+// CreateEnrolmentParams defines parameters for CreateEnrolment.
+type CreateEnrolmentParams struct {
+	// IdempotencyKey Chosen by the caller; a repeated request with the same key and body is answered what the first one was
+	IdempotencyKey *string `json:"Idempotency-Key,omitempty"`
 }
 
 // DeleteTokenParams defines parameters for DeleteToken.
@@ -330,8 +1637,68 @@ type CreateTokenParams struct {
 	IdempotencyKey *string `json:"Idempotency-Key,omitempty"`
 }
 
+// ReplaceCertificateJSONRequestBody defines body for ReplaceCertificate for application/json ContentType.
+type ReplaceCertificateJSONRequestBody = ReplaceCertificateInputBody
+
 // LoginJSONRequestBody defines body for Login for application/json ContentType.
 type LoginJSONRequestBody = LoginInputBody
+
+// AddRepositoryJSONRequestBody defines body for AddRepository for application/json ContentType.
+type AddRepositoryJSONRequestBody = AddRepositoryInputBody
+
+// UpdateRepositoryJSONRequestBody defines body for UpdateRepository for application/json ContentType.
+type UpdateRepositoryJSONRequestBody = UpdateRepositoryInputBody
+
+// SiteAddEndpointJSONRequestBody defines body for SiteAddEndpoint for application/json ContentType.
+type SiteAddEndpointJSONRequestBody = SiteEndpointSpec
+
+// SiteCreateJobJSONRequestBody defines body for SiteCreateJob for application/json ContentType.
+type SiteCreateJobJSONRequestBody = SiteJobSpec
+
+// SiteUpdateJobJSONRequestBody defines body for SiteUpdateJob for application/json ContentType.
+type SiteUpdateJobJSONRequestBody = SiteJobSpec
+
+// SiteImportKitJSONRequestBody defines body for SiteImportKit for application/json ContentType.
+type SiteImportKitJSONRequestBody = SiteImportKitInputBody
+
+// SiteExportKitJSONRequestBody defines body for SiteExportKit for application/json ContentType.
+type SiteExportKitJSONRequestBody = SiteExportKitInputBody
+
+// SiteAcceptKitJSONRequestBody defines body for SiteAcceptKit for application/json ContentType.
+type SiteAcceptKitJSONRequestBody = SiteAcceptKitInputBody
+
+// SiteDeclineKitJSONRequestBody defines body for SiteDeclineKit for application/json ContentType.
+type SiteDeclineKitJSONRequestBody = SiteDeclineKitInputBody
+
+// SiteEnablePluginJSONRequestBody defines body for SiteEnablePlugin for application/json ContentType.
+type SiteEnablePluginJSONRequestBody = SiteEnablePluginInputBody
+
+// SiteConnectJSONRequestBody defines body for SiteConnect for application/json ContentType.
+type SiteConnectJSONRequestBody = SiteConnectRequest
+
+// SiteRestoreDiskJSONRequestBody defines body for SiteRestoreDisk for application/json ContentType.
+type SiteRestoreDiskJSONRequestBody = SiteDiskRestore
+
+// SiteRestoreMachineJSONRequestBody defines body for SiteRestoreMachine for application/json ContentType.
+type SiteRestoreMachineJSONRequestBody = SiteMachineRestore
+
+// CreateTenantJSONRequestBody defines body for CreateTenant for application/json ContentType.
+type CreateTenantJSONRequestBody = CreateTenantInputBody
+
+// UpdateTenantJSONRequestBody defines body for UpdateTenant for application/json ContentType.
+type UpdateTenantJSONRequestBody = UpdateTenantInputBody
+
+// CreateCloudRepositoryJSONRequestBody defines body for CreateCloudRepository for application/json ContentType.
+type CreateCloudRepositoryJSONRequestBody = CreateCloudInputBody
+
+// UpdateCloudRepositoryJSONRequestBody defines body for UpdateCloudRepository for application/json ContentType.
+type UpdateCloudRepositoryJSONRequestBody = UpdateCloudInputBody
+
+// CreateEnrolmentJSONRequestBody defines body for CreateEnrolment for application/json ContentType.
+type CreateEnrolmentJSONRequestBody = CreateEnrolmentInputBody
+
+// SetLeaseJSONRequestBody defines body for SetLease for application/json ContentType.
+type SetLeaseJSONRequestBody = SetLeaseInputBody
 
 // CreateUserJSONRequestBody defines body for CreateUser for application/json ContentType.
 type CreateUserJSONRequestBody = CreateUserInputBody
@@ -416,6 +1783,63 @@ func WithRequestEditorFn(fn RequestEditorFn) ClientOption {
 // The interface specification for the client above.
 type ClientInterface interface {
 
+	// ListAudit Read an audit chain
+	//
+	// Needs the view level on the tenant that is named, else at the provider.
+	//
+	// Corresponds with GET /v1/audit (the `ListAudit` operationId).
+	ListAudit(ctx context.Context, params *ListAuditParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// VerifyAudit Check that an audit chain is whole
+	//
+	// Needs the view level on the tenant that is named, else at the provider.
+	//
+	// Corresponds with GET /v1/audit/proof (the `VerifyAudit` operationId).
+	VerifyAudit(ctx context.Context, params *VerifyAuditParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RemoveCertificate Go back to certificates of the provider's own CA
+	//
+	// Needs the manage level at the provider.
+	//
+	// Corresponds with DELETE /v1/certificate (the `RemoveCertificate` operationId).
+	RemoveCertificate(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetCertificate Show the server's certificate and the fingerprint to send to tenants
+	//
+	// For every signed-in user.
+	//
+	// Corresponds with GET /v1/certificate (the `GetCertificate` operationId).
+	GetCertificate(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ReplaceCertificateWithBody Import a certificate from PEM or PFX
+	//
+	// Every server of the provider presents it at once, without a restart.
+	//
+	// Needs the manage level at the provider.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PUT /v1/certificate (the `ReplaceCertificate` operationId).
+	ReplaceCertificateWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ReplaceCertificate Import a certificate from PEM or PFX
+	//
+	// Every server of the provider presents it at once, without a restart.
+	//
+	// Needs the manage level at the provider.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PUT /v1/certificate (the `ReplaceCertificate` operationId).
+	ReplaceCertificate(ctx context.Context, body ReplaceCertificateJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListAllCloudRepositories List the cloud repositories of all tenants
+	//
+	// Needs the view level at the provider.
+	//
+	// Corresponds with GET /v1/cloud-repositories (the `ListAllCloudRepositories` operationId).
+	ListAllCloudRepositories(ctx context.Context, params *ListAllCloudRepositoriesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// GetHealth Say whether the server works
 	//
 	// Needs no token.
@@ -458,6 +1882,758 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /v1/me (the `GetMe` operationId).
 	GetMe(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListRepositories List the provider's repositories
+	//
+	// Needs the view level at the provider.
+	//
+	// Corresponds with GET /v1/repositories (the `ListRepositories` operationId).
+	ListRepositories(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AddRepositoryWithBody Add a repository
+	//
+	// Needs the manage level at the provider.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/repositories (the `AddRepository` operationId).
+	AddRepositoryWithBody(ctx context.Context, params *AddRepositoryParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AddRepository Add a repository
+	//
+	// Needs the manage level at the provider.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/repositories (the `AddRepository` operationId).
+	AddRepository(ctx context.Context, params *AddRepositoryParams, body AddRepositoryJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RemoveRepository Forget a repository
+	//
+	// Its objects stay where they are.
+	//
+	// Needs the manage level at the provider.
+	//
+	// Corresponds with DELETE /v1/repositories/{repository} (the `RemoveRepository` operationId).
+	RemoveRepository(ctx context.Context, repository string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UpdateRepositoryWithBody Change a repository
+	//
+	// Needs the manage level at the provider.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PATCH /v1/repositories/{repository} (the `UpdateRepository` operationId).
+	UpdateRepositoryWithBody(ctx context.Context, repository string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UpdateRepository Change a repository
+	//
+	// Needs the manage level at the provider.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PATCH /v1/repositories/{repository} (the `UpdateRepository` operationId).
+	UpdateRepository(ctx context.Context, repository string, body UpdateRepositoryJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListRuns List the provider's runs
+	//
+	// Needs the view level at the provider.
+	//
+	// Corresponds with GET /v1/runs (the `ListRuns` operationId).
+	ListRuns(ctx context.Context, params *ListRunsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetRun Show a run
+	//
+	// Needs the view level at the provider.
+	//
+	// Corresponds with GET /v1/runs/{run} (the `GetRun` operationId).
+	GetRun(ctx context.Context, run string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CancelRun Ask a run to end
+	//
+	// Needs the operate level at the provider.
+	//
+	// Corresponds with POST /v1/runs/{run}/cancel (the `CancelRun` operationId).
+	CancelRun(ctx context.Context, run string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// WatchRun Watch a run
+	//
+	// Server-sent events: run whenever it changed, and once it has ended, after which the stream ends; problem if it cannot be watched.
+	//
+	// Needs the view level at the provider.
+	//
+	// Corresponds with GET /v1/runs/{run}/events (the `WatchRun` operationId).
+	WatchRun(ctx context.Context, run string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteStatus Show the site at a glance
+	//
+	// Says what to do next, in order, until backups run.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Corresponds with GET /v1/site (the `SiteStatus` operationId).
+	SiteStatus(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteListEndpoints List endpoints
+	//
+	// Served by the agent on its local socket.
+	//
+	// Corresponds with GET /v1/site/endpoints (the `SiteListEndpoints` operationId).
+	SiteListEndpoints(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteAddEndpointWithBody Add an endpoint
+	//
+	// Asks the plugin first whether the settings can be used. Secrets in them are sealed at rest and never shown.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/site/endpoints (the `SiteAddEndpoint` operationId).
+	SiteAddEndpointWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteAddEndpoint Add an endpoint
+	//
+	// Asks the plugin first whether the settings can be used. Secrets in them are sealed at rest and never shown.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/site/endpoints (the `SiteAddEndpoint` operationId).
+	SiteAddEndpoint(ctx context.Context, body SiteAddEndpointJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteDeleteEndpoint Forget an endpoint that no job uses
+	//
+	// Served by the agent on its local socket.
+	//
+	// Corresponds with DELETE /v1/site/endpoints/{endpoint} (the `SiteDeleteEndpoint` operationId).
+	SiteDeleteEndpoint(ctx context.Context, endpoint string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteProbeEndpoint Say what works at an endpoint now, and why not
+	//
+	// Served by the agent on its local socket.
+	//
+	// Corresponds with POST /v1/site/endpoints/{endpoint}/probe (the `SiteProbeEndpoint` operationId).
+	SiteProbeEndpoint(ctx context.Context, endpoint string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteListJobs List jobs
+	//
+	// Served by the agent on its local socket.
+	//
+	// Corresponds with GET /v1/site/jobs (the `SiteListJobs` operationId).
+	SiteListJobs(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteCreateJobWithBody Create a job
+	//
+	// What it names has to exist.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/site/jobs (the `SiteCreateJob` operationId).
+	SiteCreateJobWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteCreateJob Create a job
+	//
+	// What it names has to exist.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/site/jobs (the `SiteCreateJob` operationId).
+	SiteCreateJob(ctx context.Context, body SiteCreateJobJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteDeleteJob Delete a job
+	//
+	// The points that it made stay.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Corresponds with DELETE /v1/site/jobs/{job} (the `SiteDeleteJob` operationId).
+	SiteDeleteJob(ctx context.Context, job string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteGetJob Show a job
+	//
+	// Served by the agent on its local socket.
+	//
+	// Corresponds with GET /v1/site/jobs/{job} (the `SiteGetJob` operationId).
+	SiteGetJob(ctx context.Context, job string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteUpdateJobWithBody Replace a job's settings
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PUT /v1/site/jobs/{job} (the `SiteUpdateJob` operationId).
+	SiteUpdateJobWithBody(ctx context.Context, job string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteUpdateJob Replace a job's settings
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PUT /v1/site/jobs/{job} (the `SiteUpdateJob` operationId).
+	SiteUpdateJob(ctx context.Context, job string, body SiteUpdateJobJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteDisableJob Keep the schedule from starting a job
+	//
+	// By hand it still runs.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Corresponds with POST /v1/site/jobs/{job}/disable (the `SiteDisableJob` operationId).
+	SiteDisableJob(ctx context.Context, job string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteEnableJob Let the schedule start a job
+	//
+	// Served by the agent on its local socket.
+	//
+	// Corresponds with POST /v1/site/jobs/{job}/enable (the `SiteEnableJob` operationId).
+	SiteEnableJob(ctx context.Context, job string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteRunJob Start a job now
+	//
+	// Answers the run, to be watched.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Corresponds with POST /v1/site/jobs/{job}/runs (the `SiteRunJob` operationId).
+	SiteRunJob(ctx context.Context, job string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteListKeys List keyrings
+	//
+	// Served by the agent on its local socket.
+	//
+	// Corresponds with GET /v1/site/keys (the `SiteListKeys` operationId).
+	SiteListKeys(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteImportKitWithBody Take a recovery kit's keyring
+	//
+	// For new backups too if the site has no keyring in use yet, else only to read old ones.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/site/keys/import (the `SiteImportKit` operationId).
+	SiteImportKitWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteImportKit Take a recovery kit's keyring
+	//
+	// For new backups too if the site has no keyring in use yet, else only to read old ones.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/site/keys/import (the `SiteImportKit` operationId).
+	SiteImportKit(ctx context.Context, body SiteImportKitJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteExportKitWithBody Make a recovery kit of the current keyring
+	//
+	// Makes the keyring if there is none. It comes into use when the kit is accepted. The keyring encrypts every backup of this site, and the provider does not have it. If this machine is lost and there is no recovery kit, all backups are lost: nobody can open them, the provider included.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/site/keys/kit (the `SiteExportKit` operationId).
+	SiteExportKitWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteExportKit Make a recovery kit of the current keyring
+	//
+	// Makes the keyring if there is none. It comes into use when the kit is accepted. The keyring encrypts every backup of this site, and the provider does not have it. If this machine is lost and there is no recovery kit, all backups are lost: nobody can open them, the provider included.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/site/keys/kit (the `SiteExportKit` operationId).
+	SiteExportKit(ctx context.Context, body SiteExportKitJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteAcceptKitWithBody Take the keyring into use, because its kit was written
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/site/keys/kit/accept (the `SiteAcceptKit` operationId).
+	SiteAcceptKitWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteAcceptKit Take the keyring into use, because its kit was written
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/site/keys/kit/accept (the `SiteAcceptKit` operationId).
+	SiteAcceptKit(ctx context.Context, body SiteAcceptKitJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteDeclineKitWithBody Take the keyring into use without a recovery kit
+	//
+	// The keyring encrypts every backup of this site, and the provider does not have it. If this machine is lost and there is no recovery kit, all backups are lost: nobody can open them, the provider included.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/site/keys/kit/decline (the `SiteDeclineKit` operationId).
+	SiteDeclineKitWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteDeclineKit Take the keyring into use without a recovery kit
+	//
+	// The keyring encrypts every backup of this site, and the provider does not have it. If this machine is lost and there is no recovery kit, all backups are lost: nobody can open them, the provider included.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/site/keys/kit/decline (the `SiteDeclineKit` operationId).
+	SiteDeclineKit(ctx context.Context, body SiteDeclineKitJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteListMachines List the machines of an endpoint, or of all
+	//
+	// Served by the agent on its local socket.
+	//
+	// Corresponds with GET /v1/site/machines (the `SiteListMachines` operationId).
+	SiteListMachines(ctx context.Context, params *SiteListMachinesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteListPlugins List plugins that are installed or enabled
+	//
+	// Served by the agent on its local socket.
+	//
+	// Corresponds with GET /v1/site/plugins (the `SiteListPlugins` operationId).
+	SiteListPlugins(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteEnablePluginWithBody Trust a plugin's program as it is now
+	//
+	// Pins the SHA-256 of the program, which is compared at every start. Enable it again after an upgrade.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/site/plugins (the `SiteEnablePlugin` operationId).
+	SiteEnablePluginWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteEnablePlugin Trust a plugin's program as it is now
+	//
+	// Pins the SHA-256 of the program, which is compared at every start. Enable it again after an upgrade.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/site/plugins (the `SiteEnablePlugin` operationId).
+	SiteEnablePlugin(ctx context.Context, body SiteEnablePluginJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteDisablePlugin Trust a plugin no longer
+	//
+	// Refused while an endpoint needs it.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Corresponds with DELETE /v1/site/plugins/{plugin} (the `SiteDisablePlugin` operationId).
+	SiteDisablePlugin(ctx context.Context, plugin string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteDescribePlugin Show an enabled plugin and the settings that it takes
+	//
+	// Served by the agent on its local socket.
+	//
+	// Corresponds with GET /v1/site/plugins/{plugin} (the `SiteDescribePlugin` operationId).
+	SiteDescribePlugin(ctx context.Context, plugin string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteListPoints List points, newest first
+	//
+	// Served by the agent on its local socket.
+	//
+	// Corresponds with GET /v1/site/points (the `SiteListPoints` operationId).
+	SiteListPoints(ctx context.Context, params *SiteListPointsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteForgetPoint Give up a point
+	//
+	// Other points keep what they share with it.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Corresponds with DELETE /v1/site/points/{point} (the `SiteForgetPoint` operationId).
+	SiteForgetPoint(ctx context.Context, point string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteGetPoint Show a point
+	//
+	// Served by the agent on its local socket.
+	//
+	// Corresponds with GET /v1/site/points/{point} (the `SiteGetPoint` operationId).
+	SiteGetPoint(ctx context.Context, point string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteVerifyPoint Fetch, open and hash every chunk of a point
+	//
+	// Answers the run, to be watched. Damage is sent again by the next backup of a machine that still has the blocks.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Corresponds with POST /v1/site/points/{point}/verify (the `SiteVerifyPoint` operationId).
+	SiteVerifyPoint(ctx context.Context, point string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteListProviders List the providers that the site is connected to
+	//
+	// Served by the agent on its local socket.
+	//
+	// Corresponds with GET /v1/site/providers (the `SiteListProviders` operationId).
+	SiteListProviders(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteConnectWithBody Connect the site to a provider
+	//
+	// Checks the provider's fingerprint before the token is sent. Repeating it after a lost answer works with the same token.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/site/providers (the `SiteConnect` operationId).
+	SiteConnectWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteConnect Connect the site to a provider
+	//
+	// Checks the provider's fingerprint before the token is sent. Repeating it after a lost answer works with the same token.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/site/providers (the `SiteConnect` operationId).
+	SiteConnect(ctx context.Context, body SiteConnectJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteDisconnect Forget a provider
+	//
+	// Nothing changes at the provider.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Corresponds with DELETE /v1/site/providers/{provider} (the `SiteDisconnect` operationId).
+	SiteDisconnect(ctx context.Context, provider string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteRestoreDiskWithBody Restore a disk to a file on the agent's machine
+	//
+	// Answers the run, to be watched.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/site/restores/disk (the `SiteRestoreDisk` operationId).
+	SiteRestoreDiskWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteRestoreDisk Restore a disk to a file on the agent's machine
+	//
+	// Answers the run, to be watched.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/site/restores/disk (the `SiteRestoreDisk` operationId).
+	SiteRestoreDisk(ctx context.Context, body SiteRestoreDiskJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteRestoreMachineWithBody Restore a machine
+	//
+	// Answers the run, to be watched.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/site/restores/machine (the `SiteRestoreMachine` operationId).
+	SiteRestoreMachineWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteRestoreMachine Restore a machine
+	//
+	// Answers the run, to be watched.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/site/restores/machine (the `SiteRestoreMachine` operationId).
+	SiteRestoreMachine(ctx context.Context, body SiteRestoreMachineJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteListRuns List runs, newest first
+	//
+	// Served by the agent on its local socket.
+	//
+	// Corresponds with GET /v1/site/runs (the `SiteListRuns` operationId).
+	SiteListRuns(ctx context.Context, params *SiteListRunsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteGetRun Show a run
+	//
+	// Served by the agent on its local socket.
+	//
+	// Corresponds with GET /v1/site/runs/{run} (the `SiteGetRun` operationId).
+	SiteGetRun(ctx context.Context, run string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteCancelRun Ask a run to stop
+	//
+	// What arrived at the provider stays there for the next run to find.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Corresponds with POST /v1/site/runs/{run}/cancel (the `SiteCancelRun` operationId).
+	SiteCancelRun(ctx context.Context, run string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteWatchRun Watch a run
+	//
+	// Sends the run as it is now and after each change, and ends after its final state.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Corresponds with GET /v1/site/runs/{run}/events (the `SiteWatchRun` operationId).
+	SiteWatchRun(ctx context.Context, run string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetStatus Show how the server is
+	//
+	// Needs the view level at the provider.
+	//
+	// Corresponds with GET /v1/status (the `GetStatus` operationId).
+	GetStatus(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListTenants List tenants
+	//
+	// Needs the view level at the provider.
+	//
+	// Corresponds with GET /v1/tenants (the `ListTenants` operationId).
+	ListTenants(ctx context.Context, params *ListTenantsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateTenantWithBody Create a tenant
+	//
+	// Needs the manage level at the provider.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/tenants (the `CreateTenant` operationId).
+	CreateTenantWithBody(ctx context.Context, params *CreateTenantParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateTenant Create a tenant
+	//
+	// Needs the manage level at the provider.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/tenants (the `CreateTenant` operationId).
+	CreateTenant(ctx context.Context, params *CreateTenantParams, body CreateTenantJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DeleteTenant Delete a tenant, for good
+	//
+	// Needs the manage level at the provider.
+	//
+	// Corresponds with DELETE /v1/tenants/{tenant} (the `DeleteTenant` operationId).
+	DeleteTenant(ctx context.Context, tenant string, params *DeleteTenantParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetTenant Show a tenant
+	//
+	// Needs the view level on the tenant.
+	//
+	// Corresponds with GET /v1/tenants/{tenant} (the `GetTenant` operationId).
+	GetTenant(ctx context.Context, tenant string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UpdateTenantWithBody Change a tenant
+	//
+	// Needs the manage level at the provider.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PATCH /v1/tenants/{tenant} (the `UpdateTenant` operationId).
+	UpdateTenantWithBody(ctx context.Context, tenant string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UpdateTenant Change a tenant
+	//
+	// Needs the manage level at the provider.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PATCH /v1/tenants/{tenant} (the `UpdateTenant` operationId).
+	UpdateTenant(ctx context.Context, tenant string, body UpdateTenantJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListAgents List a tenant's agents
+	//
+	// Needs the view level on the tenant.
+	//
+	// Corresponds with GET /v1/tenants/{tenant}/agents (the `ListAgents` operationId).
+	ListAgents(ctx context.Context, tenant string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RevokeAgent Revoke an agent, for good
+	//
+	// Its connections are closed and none of its certificates is accepted any more.
+	//
+	// Needs the manage level on the tenant.
+	//
+	// Corresponds with POST /v1/tenants/{tenant}/agents/{agent}/revoke (the `RevokeAgent` operationId).
+	RevokeAgent(ctx context.Context, tenant string, agent string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListCloudRepositories List a tenant's cloud repositories
+	//
+	// Needs the view level on the tenant.
+	//
+	// Corresponds with GET /v1/tenants/{tenant}/cloud-repositories (the `ListCloudRepositories` operationId).
+	ListCloudRepositories(ctx context.Context, tenant string, params *ListCloudRepositoriesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateCloudRepositoryWithBody Give a tenant a cloud repository
+	//
+	// Needs the manage level at the provider.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/tenants/{tenant}/cloud-repositories (the `CreateCloudRepository` operationId).
+	CreateCloudRepositoryWithBody(ctx context.Context, tenant string, params *CreateCloudRepositoryParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateCloudRepository Give a tenant a cloud repository
+	//
+	// Needs the manage level at the provider.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/tenants/{tenant}/cloud-repositories (the `CreateCloudRepository` operationId).
+	CreateCloudRepository(ctx context.Context, tenant string, params *CreateCloudRepositoryParams, body CreateCloudRepositoryJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DeleteCloudRepository Delete an empty cloud repository
+	//
+	// Needs the manage level at the provider.
+	//
+	// Corresponds with DELETE /v1/tenants/{tenant}/cloud-repositories/{cloud} (the `DeleteCloudRepository` operationId).
+	DeleteCloudRepository(ctx context.Context, tenant string, cloud string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetCloudRepository Show a cloud repository
+	//
+	// Needs the view level on the tenant.
+	//
+	// Corresponds with GET /v1/tenants/{tenant}/cloud-repositories/{cloud} (the `GetCloudRepository` operationId).
+	GetCloudRepository(ctx context.Context, tenant string, cloud string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UpdateCloudRepositoryWithBody Change a cloud repository's name or quota
+	//
+	// Needs the manage level at the provider.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PATCH /v1/tenants/{tenant}/cloud-repositories/{cloud} (the `UpdateCloudRepository` operationId).
+	UpdateCloudRepositoryWithBody(ctx context.Context, tenant string, cloud string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UpdateCloudRepository Change a cloud repository's name or quota
+	//
+	// Needs the manage level at the provider.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PATCH /v1/tenants/{tenant}/cloud-repositories/{cloud} (the `UpdateCloudRepository` operationId).
+	UpdateCloudRepository(ctx context.Context, tenant string, cloud string, body UpdateCloudRepositoryJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CollectCloudRepository Collect a cloud repository
+	//
+	// Frees the space of what no point uses any more. Answers the run that does it.
+	//
+	// Needs the operate level at the provider.
+	//
+	// Corresponds with POST /v1/tenants/{tenant}/cloud-repositories/{cloud}/collect (the `CollectCloudRepository` operationId).
+	CollectCloudRepository(ctx context.Context, tenant string, cloud string, params *CollectCloudRepositoryParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ImportCloudRepository Rebuild a cloud repository's catalogue
+	//
+	// Reads the manifests that lie in the store; needed after the database was restored from a backup. Answers the run that does it.
+	//
+	// Needs the manage level at the provider.
+	//
+	// Corresponds with POST /v1/tenants/{tenant}/cloud-repositories/{cloud}/import (the `ImportCloudRepository` operationId).
+	ImportCloudRepository(ctx context.Context, tenant string, cloud string, params *ImportCloudRepositoryParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListPoints List the points in a cloud repository
+	//
+	// Needs the view level on the tenant.
+	//
+	// Corresponds with GET /v1/tenants/{tenant}/cloud-repositories/{cloud}/points (the `ListPoints` operationId).
+	ListPoints(ctx context.Context, tenant string, cloud string, params *ListPointsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// VerifyCloudRepository Verify a cloud repository
+	//
+	// Reads everything and checks it without keys; damage is re-supplied by the next backup that still has the block. Answers the run that does it.
+	//
+	// Needs the operate level at the provider.
+	//
+	// Corresponds with POST /v1/tenants/{tenant}/cloud-repositories/{cloud}/verify (the `VerifyCloudRepository` operationId).
+	VerifyCloudRepository(ctx context.Context, tenant string, cloud string, params *VerifyCloudRepositoryParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DisableTenant Disable a tenant
+	//
+	// Its open connections are closed and everything that moves data is refused. Data is kept.
+	//
+	// Needs the manage level at the provider.
+	//
+	// Corresponds with POST /v1/tenants/{tenant}/disable (the `DisableTenant` operationId).
+	DisableTenant(ctx context.Context, tenant string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// EnableTenant Enable a tenant
+	//
+	// Needs the manage level at the provider.
+	//
+	// Corresponds with POST /v1/tenants/{tenant}/enable (the `EnableTenant` operationId).
+	EnableTenant(ctx context.Context, tenant string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListEnrolments List one-time tokens of agents
+	//
+	// Needs the view level on the tenant.
+	//
+	// Corresponds with GET /v1/tenants/{tenant}/enrolments (the `ListEnrolments` operationId).
+	ListEnrolments(ctx context.Context, tenant string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateEnrolmentWithBody Make a one-time token for an agent
+	//
+	// Needs the manage level on the tenant.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/tenants/{tenant}/enrolments (the `CreateEnrolment` operationId).
+	CreateEnrolmentWithBody(ctx context.Context, tenant string, params *CreateEnrolmentParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateEnrolment Make a one-time token for an agent
+	//
+	// Needs the manage level on the tenant.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/tenants/{tenant}/enrolments (the `CreateEnrolment` operationId).
+	CreateEnrolment(ctx context.Context, tenant string, params *CreateEnrolmentParams, body CreateEnrolmentJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DeleteEnrolment Withdraw a one-time token
+	//
+	// Needs the manage level on the tenant.
+	//
+	// Corresponds with DELETE /v1/tenants/{tenant}/enrolments/{enrolment} (the `DeleteEnrolment` operationId).
+	DeleteEnrolment(ctx context.Context, tenant string, enrolment string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SetLeaseWithBody Set the end of a tenant's contract
+	//
+	// An ended lease refuses backup and restore and keeps all data; a later end revives everything.
+	//
+	// Needs the manage level at the provider.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PUT /v1/tenants/{tenant}/lease (the `SetLease` operationId).
+	SetLeaseWithBody(ctx context.Context, tenant string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SetLease Set the end of a tenant's contract
+	//
+	// An ended lease refuses backup and restore and keeps all data; a later end revives everything.
+	//
+	// Needs the manage level at the provider.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PUT /v1/tenants/{tenant}/lease (the `SetLease` operationId).
+	SetLease(ctx context.Context, tenant string, body SetLeaseJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// DeleteToken End a token
 	//
@@ -546,6 +2722,133 @@ type ClientInterface interface {
 	CreateToken(ctx context.Context, user string, params *CreateTokenParams, body CreateTokenJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 }
 
+// ListAudit Read an audit chain
+//
+// Needs the view level on the tenant that is named, else at the provider.
+//
+// Corresponds with GET /v1/audit (the `ListAudit` operationId).
+func (c *Client) ListAudit(ctx context.Context, params *ListAuditParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListAuditRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// VerifyAudit Check that an audit chain is whole
+//
+// Needs the view level on the tenant that is named, else at the provider.
+//
+// Corresponds with GET /v1/audit/proof (the `VerifyAudit` operationId).
+func (c *Client) VerifyAudit(ctx context.Context, params *VerifyAuditParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewVerifyAuditRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RemoveCertificate Go back to certificates of the provider's own CA
+//
+// Needs the manage level at the provider.
+//
+// Corresponds with DELETE /v1/certificate (the `RemoveCertificate` operationId).
+func (c *Client) RemoveCertificate(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRemoveCertificateRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetCertificate Show the server's certificate and the fingerprint to send to tenants
+//
+// For every signed-in user.
+//
+// Corresponds with GET /v1/certificate (the `GetCertificate` operationId).
+func (c *Client) GetCertificate(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetCertificateRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ReplaceCertificateWithBody Import a certificate from PEM or PFX
+//
+// Every server of the provider presents it at once, without a restart.
+//
+// Needs the manage level at the provider.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PUT /v1/certificate (the `ReplaceCertificate` operationId).
+func (c *Client) ReplaceCertificateWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewReplaceCertificateRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ReplaceCertificate Import a certificate from PEM or PFX
+//
+// Every server of the provider presents it at once, without a restart.
+//
+// Needs the manage level at the provider.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PUT /v1/certificate (the `ReplaceCertificate` operationId).
+func (c *Client) ReplaceCertificate(ctx context.Context, body ReplaceCertificateJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewReplaceCertificateRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListAllCloudRepositories List the cloud repositories of all tenants
+//
+// Needs the view level at the provider.
+//
+// Corresponds with GET /v1/cloud-repositories (the `ListAllCloudRepositories` operationId).
+func (c *Client) ListAllCloudRepositories(ctx context.Context, params *ListAllCloudRepositoriesParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListAllCloudRepositoriesRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // GetHealth Say whether the server works
 //
 // Needs no token.
@@ -629,6 +2932,1618 @@ func (c *Client) Logout(ctx context.Context, reqEditors ...RequestEditorFn) (*ht
 // Corresponds with GET /v1/me (the `GetMe` operationId).
 func (c *Client) GetMe(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetMeRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListRepositories List the provider's repositories
+//
+// Needs the view level at the provider.
+//
+// Corresponds with GET /v1/repositories (the `ListRepositories` operationId).
+func (c *Client) ListRepositories(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListRepositoriesRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// AddRepositoryWithBody Add a repository
+//
+// Needs the manage level at the provider.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/repositories (the `AddRepository` operationId).
+func (c *Client) AddRepositoryWithBody(ctx context.Context, params *AddRepositoryParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAddRepositoryRequestWithBody(c.Server, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// AddRepository Add a repository
+//
+// Needs the manage level at the provider.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/repositories (the `AddRepository` operationId).
+func (c *Client) AddRepository(ctx context.Context, params *AddRepositoryParams, body AddRepositoryJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAddRepositoryRequest(c.Server, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RemoveRepository Forget a repository
+//
+// Its objects stay where they are.
+//
+// Needs the manage level at the provider.
+//
+// Corresponds with DELETE /v1/repositories/{repository} (the `RemoveRepository` operationId).
+func (c *Client) RemoveRepository(ctx context.Context, repository string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRemoveRepositoryRequest(c.Server, repository)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UpdateRepositoryWithBody Change a repository
+//
+// Needs the manage level at the provider.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PATCH /v1/repositories/{repository} (the `UpdateRepository` operationId).
+func (c *Client) UpdateRepositoryWithBody(ctx context.Context, repository string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdateRepositoryRequestWithBody(c.Server, repository, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UpdateRepository Change a repository
+//
+// Needs the manage level at the provider.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PATCH /v1/repositories/{repository} (the `UpdateRepository` operationId).
+func (c *Client) UpdateRepository(ctx context.Context, repository string, body UpdateRepositoryJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdateRepositoryRequest(c.Server, repository, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListRuns List the provider's runs
+//
+// Needs the view level at the provider.
+//
+// Corresponds with GET /v1/runs (the `ListRuns` operationId).
+func (c *Client) ListRuns(ctx context.Context, params *ListRunsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListRunsRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetRun Show a run
+//
+// Needs the view level at the provider.
+//
+// Corresponds with GET /v1/runs/{run} (the `GetRun` operationId).
+func (c *Client) GetRun(ctx context.Context, run string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetRunRequest(c.Server, run)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CancelRun Ask a run to end
+//
+// Needs the operate level at the provider.
+//
+// Corresponds with POST /v1/runs/{run}/cancel (the `CancelRun` operationId).
+func (c *Client) CancelRun(ctx context.Context, run string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCancelRunRequest(c.Server, run)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// WatchRun Watch a run
+//
+// Server-sent events: run whenever it changed, and once it has ended, after which the stream ends; problem if it cannot be watched.
+//
+// Needs the view level at the provider.
+//
+// Corresponds with GET /v1/runs/{run}/events (the `WatchRun` operationId).
+func (c *Client) WatchRun(ctx context.Context, run string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewWatchRunRequest(c.Server, run)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteStatus Show the site at a glance
+//
+// Says what to do next, in order, until backups run.
+//
+// Served by the agent on its local socket.
+//
+// Corresponds with GET /v1/site (the `SiteStatus` operationId).
+func (c *Client) SiteStatus(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteStatusRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteListEndpoints List endpoints
+//
+// Served by the agent on its local socket.
+//
+// Corresponds with GET /v1/site/endpoints (the `SiteListEndpoints` operationId).
+func (c *Client) SiteListEndpoints(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteListEndpointsRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteAddEndpointWithBody Add an endpoint
+//
+// Asks the plugin first whether the settings can be used. Secrets in them are sealed at rest and never shown.
+//
+// Served by the agent on its local socket.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/site/endpoints (the `SiteAddEndpoint` operationId).
+func (c *Client) SiteAddEndpointWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteAddEndpointRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteAddEndpoint Add an endpoint
+//
+// Asks the plugin first whether the settings can be used. Secrets in them are sealed at rest and never shown.
+//
+// Served by the agent on its local socket.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/site/endpoints (the `SiteAddEndpoint` operationId).
+func (c *Client) SiteAddEndpoint(ctx context.Context, body SiteAddEndpointJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteAddEndpointRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteDeleteEndpoint Forget an endpoint that no job uses
+//
+// Served by the agent on its local socket.
+//
+// Corresponds with DELETE /v1/site/endpoints/{endpoint} (the `SiteDeleteEndpoint` operationId).
+func (c *Client) SiteDeleteEndpoint(ctx context.Context, endpoint string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteDeleteEndpointRequest(c.Server, endpoint)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteProbeEndpoint Say what works at an endpoint now, and why not
+//
+// Served by the agent on its local socket.
+//
+// Corresponds with POST /v1/site/endpoints/{endpoint}/probe (the `SiteProbeEndpoint` operationId).
+func (c *Client) SiteProbeEndpoint(ctx context.Context, endpoint string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteProbeEndpointRequest(c.Server, endpoint)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteListJobs List jobs
+//
+// Served by the agent on its local socket.
+//
+// Corresponds with GET /v1/site/jobs (the `SiteListJobs` operationId).
+func (c *Client) SiteListJobs(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteListJobsRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteCreateJobWithBody Create a job
+//
+// What it names has to exist.
+//
+// Served by the agent on its local socket.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/site/jobs (the `SiteCreateJob` operationId).
+func (c *Client) SiteCreateJobWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteCreateJobRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteCreateJob Create a job
+//
+// What it names has to exist.
+//
+// Served by the agent on its local socket.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/site/jobs (the `SiteCreateJob` operationId).
+func (c *Client) SiteCreateJob(ctx context.Context, body SiteCreateJobJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteCreateJobRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteDeleteJob Delete a job
+//
+// The points that it made stay.
+//
+// Served by the agent on its local socket.
+//
+// Corresponds with DELETE /v1/site/jobs/{job} (the `SiteDeleteJob` operationId).
+func (c *Client) SiteDeleteJob(ctx context.Context, job string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteDeleteJobRequest(c.Server, job)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteGetJob Show a job
+//
+// Served by the agent on its local socket.
+//
+// Corresponds with GET /v1/site/jobs/{job} (the `SiteGetJob` operationId).
+func (c *Client) SiteGetJob(ctx context.Context, job string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteGetJobRequest(c.Server, job)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteUpdateJobWithBody Replace a job's settings
+//
+// Served by the agent on its local socket.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PUT /v1/site/jobs/{job} (the `SiteUpdateJob` operationId).
+func (c *Client) SiteUpdateJobWithBody(ctx context.Context, job string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteUpdateJobRequestWithBody(c.Server, job, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteUpdateJob Replace a job's settings
+//
+// Served by the agent on its local socket.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PUT /v1/site/jobs/{job} (the `SiteUpdateJob` operationId).
+func (c *Client) SiteUpdateJob(ctx context.Context, job string, body SiteUpdateJobJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteUpdateJobRequest(c.Server, job, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteDisableJob Keep the schedule from starting a job
+//
+// By hand it still runs.
+//
+// Served by the agent on its local socket.
+//
+// Corresponds with POST /v1/site/jobs/{job}/disable (the `SiteDisableJob` operationId).
+func (c *Client) SiteDisableJob(ctx context.Context, job string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteDisableJobRequest(c.Server, job)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteEnableJob Let the schedule start a job
+//
+// Served by the agent on its local socket.
+//
+// Corresponds with POST /v1/site/jobs/{job}/enable (the `SiteEnableJob` operationId).
+func (c *Client) SiteEnableJob(ctx context.Context, job string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteEnableJobRequest(c.Server, job)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteRunJob Start a job now
+//
+// Answers the run, to be watched.
+//
+// Served by the agent on its local socket.
+//
+// Corresponds with POST /v1/site/jobs/{job}/runs (the `SiteRunJob` operationId).
+func (c *Client) SiteRunJob(ctx context.Context, job string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteRunJobRequest(c.Server, job)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteListKeys List keyrings
+//
+// Served by the agent on its local socket.
+//
+// Corresponds with GET /v1/site/keys (the `SiteListKeys` operationId).
+func (c *Client) SiteListKeys(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteListKeysRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteImportKitWithBody Take a recovery kit's keyring
+//
+// For new backups too if the site has no keyring in use yet, else only to read old ones.
+//
+// Served by the agent on its local socket.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/site/keys/import (the `SiteImportKit` operationId).
+func (c *Client) SiteImportKitWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteImportKitRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteImportKit Take a recovery kit's keyring
+//
+// For new backups too if the site has no keyring in use yet, else only to read old ones.
+//
+// Served by the agent on its local socket.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/site/keys/import (the `SiteImportKit` operationId).
+func (c *Client) SiteImportKit(ctx context.Context, body SiteImportKitJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteImportKitRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteExportKitWithBody Make a recovery kit of the current keyring
+//
+// Makes the keyring if there is none. It comes into use when the kit is accepted. The keyring encrypts every backup of this site, and the provider does not have it. If this machine is lost and there is no recovery kit, all backups are lost: nobody can open them, the provider included.
+//
+// Served by the agent on its local socket.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/site/keys/kit (the `SiteExportKit` operationId).
+func (c *Client) SiteExportKitWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteExportKitRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteExportKit Make a recovery kit of the current keyring
+//
+// Makes the keyring if there is none. It comes into use when the kit is accepted. The keyring encrypts every backup of this site, and the provider does not have it. If this machine is lost and there is no recovery kit, all backups are lost: nobody can open them, the provider included.
+//
+// Served by the agent on its local socket.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/site/keys/kit (the `SiteExportKit` operationId).
+func (c *Client) SiteExportKit(ctx context.Context, body SiteExportKitJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteExportKitRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteAcceptKitWithBody Take the keyring into use, because its kit was written
+//
+// Served by the agent on its local socket.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/site/keys/kit/accept (the `SiteAcceptKit` operationId).
+func (c *Client) SiteAcceptKitWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteAcceptKitRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteAcceptKit Take the keyring into use, because its kit was written
+//
+// Served by the agent on its local socket.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/site/keys/kit/accept (the `SiteAcceptKit` operationId).
+func (c *Client) SiteAcceptKit(ctx context.Context, body SiteAcceptKitJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteAcceptKitRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteDeclineKitWithBody Take the keyring into use without a recovery kit
+//
+// The keyring encrypts every backup of this site, and the provider does not have it. If this machine is lost and there is no recovery kit, all backups are lost: nobody can open them, the provider included.
+//
+// Served by the agent on its local socket.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/site/keys/kit/decline (the `SiteDeclineKit` operationId).
+func (c *Client) SiteDeclineKitWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteDeclineKitRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteDeclineKit Take the keyring into use without a recovery kit
+//
+// The keyring encrypts every backup of this site, and the provider does not have it. If this machine is lost and there is no recovery kit, all backups are lost: nobody can open them, the provider included.
+//
+// Served by the agent on its local socket.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/site/keys/kit/decline (the `SiteDeclineKit` operationId).
+func (c *Client) SiteDeclineKit(ctx context.Context, body SiteDeclineKitJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteDeclineKitRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteListMachines List the machines of an endpoint, or of all
+//
+// Served by the agent on its local socket.
+//
+// Corresponds with GET /v1/site/machines (the `SiteListMachines` operationId).
+func (c *Client) SiteListMachines(ctx context.Context, params *SiteListMachinesParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteListMachinesRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteListPlugins List plugins that are installed or enabled
+//
+// Served by the agent on its local socket.
+//
+// Corresponds with GET /v1/site/plugins (the `SiteListPlugins` operationId).
+func (c *Client) SiteListPlugins(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteListPluginsRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteEnablePluginWithBody Trust a plugin's program as it is now
+//
+// Pins the SHA-256 of the program, which is compared at every start. Enable it again after an upgrade.
+//
+// Served by the agent on its local socket.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/site/plugins (the `SiteEnablePlugin` operationId).
+func (c *Client) SiteEnablePluginWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteEnablePluginRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteEnablePlugin Trust a plugin's program as it is now
+//
+// Pins the SHA-256 of the program, which is compared at every start. Enable it again after an upgrade.
+//
+// Served by the agent on its local socket.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/site/plugins (the `SiteEnablePlugin` operationId).
+func (c *Client) SiteEnablePlugin(ctx context.Context, body SiteEnablePluginJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteEnablePluginRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteDisablePlugin Trust a plugin no longer
+//
+// Refused while an endpoint needs it.
+//
+// Served by the agent on its local socket.
+//
+// Corresponds with DELETE /v1/site/plugins/{plugin} (the `SiteDisablePlugin` operationId).
+func (c *Client) SiteDisablePlugin(ctx context.Context, plugin string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteDisablePluginRequest(c.Server, plugin)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteDescribePlugin Show an enabled plugin and the settings that it takes
+//
+// Served by the agent on its local socket.
+//
+// Corresponds with GET /v1/site/plugins/{plugin} (the `SiteDescribePlugin` operationId).
+func (c *Client) SiteDescribePlugin(ctx context.Context, plugin string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteDescribePluginRequest(c.Server, plugin)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteListPoints List points, newest first
+//
+// Served by the agent on its local socket.
+//
+// Corresponds with GET /v1/site/points (the `SiteListPoints` operationId).
+func (c *Client) SiteListPoints(ctx context.Context, params *SiteListPointsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteListPointsRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteForgetPoint Give up a point
+//
+// Other points keep what they share with it.
+//
+// Served by the agent on its local socket.
+//
+// Corresponds with DELETE /v1/site/points/{point} (the `SiteForgetPoint` operationId).
+func (c *Client) SiteForgetPoint(ctx context.Context, point string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteForgetPointRequest(c.Server, point)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteGetPoint Show a point
+//
+// Served by the agent on its local socket.
+//
+// Corresponds with GET /v1/site/points/{point} (the `SiteGetPoint` operationId).
+func (c *Client) SiteGetPoint(ctx context.Context, point string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteGetPointRequest(c.Server, point)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteVerifyPoint Fetch, open and hash every chunk of a point
+//
+// Answers the run, to be watched. Damage is sent again by the next backup of a machine that still has the blocks.
+//
+// Served by the agent on its local socket.
+//
+// Corresponds with POST /v1/site/points/{point}/verify (the `SiteVerifyPoint` operationId).
+func (c *Client) SiteVerifyPoint(ctx context.Context, point string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteVerifyPointRequest(c.Server, point)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteListProviders List the providers that the site is connected to
+//
+// Served by the agent on its local socket.
+//
+// Corresponds with GET /v1/site/providers (the `SiteListProviders` operationId).
+func (c *Client) SiteListProviders(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteListProvidersRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteConnectWithBody Connect the site to a provider
+//
+// Checks the provider's fingerprint before the token is sent. Repeating it after a lost answer works with the same token.
+//
+// Served by the agent on its local socket.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/site/providers (the `SiteConnect` operationId).
+func (c *Client) SiteConnectWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteConnectRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteConnect Connect the site to a provider
+//
+// Checks the provider's fingerprint before the token is sent. Repeating it after a lost answer works with the same token.
+//
+// Served by the agent on its local socket.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/site/providers (the `SiteConnect` operationId).
+func (c *Client) SiteConnect(ctx context.Context, body SiteConnectJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteConnectRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteDisconnect Forget a provider
+//
+// Nothing changes at the provider.
+//
+// Served by the agent on its local socket.
+//
+// Corresponds with DELETE /v1/site/providers/{provider} (the `SiteDisconnect` operationId).
+func (c *Client) SiteDisconnect(ctx context.Context, provider string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteDisconnectRequest(c.Server, provider)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteRestoreDiskWithBody Restore a disk to a file on the agent's machine
+//
+// Answers the run, to be watched.
+//
+// Served by the agent on its local socket.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/site/restores/disk (the `SiteRestoreDisk` operationId).
+func (c *Client) SiteRestoreDiskWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteRestoreDiskRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteRestoreDisk Restore a disk to a file on the agent's machine
+//
+// Answers the run, to be watched.
+//
+// Served by the agent on its local socket.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/site/restores/disk (the `SiteRestoreDisk` operationId).
+func (c *Client) SiteRestoreDisk(ctx context.Context, body SiteRestoreDiskJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteRestoreDiskRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteRestoreMachineWithBody Restore a machine
+//
+// Answers the run, to be watched.
+//
+// Served by the agent on its local socket.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/site/restores/machine (the `SiteRestoreMachine` operationId).
+func (c *Client) SiteRestoreMachineWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteRestoreMachineRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteRestoreMachine Restore a machine
+//
+// Answers the run, to be watched.
+//
+// Served by the agent on its local socket.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/site/restores/machine (the `SiteRestoreMachine` operationId).
+func (c *Client) SiteRestoreMachine(ctx context.Context, body SiteRestoreMachineJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteRestoreMachineRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteListRuns List runs, newest first
+//
+// Served by the agent on its local socket.
+//
+// Corresponds with GET /v1/site/runs (the `SiteListRuns` operationId).
+func (c *Client) SiteListRuns(ctx context.Context, params *SiteListRunsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteListRunsRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteGetRun Show a run
+//
+// Served by the agent on its local socket.
+//
+// Corresponds with GET /v1/site/runs/{run} (the `SiteGetRun` operationId).
+func (c *Client) SiteGetRun(ctx context.Context, run string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteGetRunRequest(c.Server, run)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteCancelRun Ask a run to stop
+//
+// What arrived at the provider stays there for the next run to find.
+//
+// Served by the agent on its local socket.
+//
+// Corresponds with POST /v1/site/runs/{run}/cancel (the `SiteCancelRun` operationId).
+func (c *Client) SiteCancelRun(ctx context.Context, run string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteCancelRunRequest(c.Server, run)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteWatchRun Watch a run
+//
+// Sends the run as it is now and after each change, and ends after its final state.
+//
+// Served by the agent on its local socket.
+//
+// Corresponds with GET /v1/site/runs/{run}/events (the `SiteWatchRun` operationId).
+func (c *Client) SiteWatchRun(ctx context.Context, run string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteWatchRunRequest(c.Server, run)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetStatus Show how the server is
+//
+// Needs the view level at the provider.
+//
+// Corresponds with GET /v1/status (the `GetStatus` operationId).
+func (c *Client) GetStatus(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetStatusRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListTenants List tenants
+//
+// Needs the view level at the provider.
+//
+// Corresponds with GET /v1/tenants (the `ListTenants` operationId).
+func (c *Client) ListTenants(ctx context.Context, params *ListTenantsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListTenantsRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateTenantWithBody Create a tenant
+//
+// Needs the manage level at the provider.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/tenants (the `CreateTenant` operationId).
+func (c *Client) CreateTenantWithBody(ctx context.Context, params *CreateTenantParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateTenantRequestWithBody(c.Server, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateTenant Create a tenant
+//
+// Needs the manage level at the provider.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/tenants (the `CreateTenant` operationId).
+func (c *Client) CreateTenant(ctx context.Context, params *CreateTenantParams, body CreateTenantJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateTenantRequest(c.Server, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DeleteTenant Delete a tenant, for good
+//
+// Needs the manage level at the provider.
+//
+// Corresponds with DELETE /v1/tenants/{tenant} (the `DeleteTenant` operationId).
+func (c *Client) DeleteTenant(ctx context.Context, tenant string, params *DeleteTenantParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeleteTenantRequest(c.Server, tenant, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetTenant Show a tenant
+//
+// Needs the view level on the tenant.
+//
+// Corresponds with GET /v1/tenants/{tenant} (the `GetTenant` operationId).
+func (c *Client) GetTenant(ctx context.Context, tenant string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetTenantRequest(c.Server, tenant)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UpdateTenantWithBody Change a tenant
+//
+// Needs the manage level at the provider.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PATCH /v1/tenants/{tenant} (the `UpdateTenant` operationId).
+func (c *Client) UpdateTenantWithBody(ctx context.Context, tenant string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdateTenantRequestWithBody(c.Server, tenant, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UpdateTenant Change a tenant
+//
+// Needs the manage level at the provider.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PATCH /v1/tenants/{tenant} (the `UpdateTenant` operationId).
+func (c *Client) UpdateTenant(ctx context.Context, tenant string, body UpdateTenantJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdateTenantRequest(c.Server, tenant, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListAgents List a tenant's agents
+//
+// Needs the view level on the tenant.
+//
+// Corresponds with GET /v1/tenants/{tenant}/agents (the `ListAgents` operationId).
+func (c *Client) ListAgents(ctx context.Context, tenant string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListAgentsRequest(c.Server, tenant)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RevokeAgent Revoke an agent, for good
+//
+// Its connections are closed and none of its certificates is accepted any more.
+//
+// Needs the manage level on the tenant.
+//
+// Corresponds with POST /v1/tenants/{tenant}/agents/{agent}/revoke (the `RevokeAgent` operationId).
+func (c *Client) RevokeAgent(ctx context.Context, tenant string, agent string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRevokeAgentRequest(c.Server, tenant, agent)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListCloudRepositories List a tenant's cloud repositories
+//
+// Needs the view level on the tenant.
+//
+// Corresponds with GET /v1/tenants/{tenant}/cloud-repositories (the `ListCloudRepositories` operationId).
+func (c *Client) ListCloudRepositories(ctx context.Context, tenant string, params *ListCloudRepositoriesParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListCloudRepositoriesRequest(c.Server, tenant, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateCloudRepositoryWithBody Give a tenant a cloud repository
+//
+// Needs the manage level at the provider.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/tenants/{tenant}/cloud-repositories (the `CreateCloudRepository` operationId).
+func (c *Client) CreateCloudRepositoryWithBody(ctx context.Context, tenant string, params *CreateCloudRepositoryParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateCloudRepositoryRequestWithBody(c.Server, tenant, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateCloudRepository Give a tenant a cloud repository
+//
+// Needs the manage level at the provider.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/tenants/{tenant}/cloud-repositories (the `CreateCloudRepository` operationId).
+func (c *Client) CreateCloudRepository(ctx context.Context, tenant string, params *CreateCloudRepositoryParams, body CreateCloudRepositoryJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateCloudRepositoryRequest(c.Server, tenant, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DeleteCloudRepository Delete an empty cloud repository
+//
+// Needs the manage level at the provider.
+//
+// Corresponds with DELETE /v1/tenants/{tenant}/cloud-repositories/{cloud} (the `DeleteCloudRepository` operationId).
+func (c *Client) DeleteCloudRepository(ctx context.Context, tenant string, cloud string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeleteCloudRepositoryRequest(c.Server, tenant, cloud)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetCloudRepository Show a cloud repository
+//
+// Needs the view level on the tenant.
+//
+// Corresponds with GET /v1/tenants/{tenant}/cloud-repositories/{cloud} (the `GetCloudRepository` operationId).
+func (c *Client) GetCloudRepository(ctx context.Context, tenant string, cloud string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetCloudRepositoryRequest(c.Server, tenant, cloud)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UpdateCloudRepositoryWithBody Change a cloud repository's name or quota
+//
+// Needs the manage level at the provider.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PATCH /v1/tenants/{tenant}/cloud-repositories/{cloud} (the `UpdateCloudRepository` operationId).
+func (c *Client) UpdateCloudRepositoryWithBody(ctx context.Context, tenant string, cloud string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdateCloudRepositoryRequestWithBody(c.Server, tenant, cloud, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UpdateCloudRepository Change a cloud repository's name or quota
+//
+// Needs the manage level at the provider.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PATCH /v1/tenants/{tenant}/cloud-repositories/{cloud} (the `UpdateCloudRepository` operationId).
+func (c *Client) UpdateCloudRepository(ctx context.Context, tenant string, cloud string, body UpdateCloudRepositoryJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdateCloudRepositoryRequest(c.Server, tenant, cloud, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CollectCloudRepository Collect a cloud repository
+//
+// Frees the space of what no point uses any more. Answers the run that does it.
+//
+// Needs the operate level at the provider.
+//
+// Corresponds with POST /v1/tenants/{tenant}/cloud-repositories/{cloud}/collect (the `CollectCloudRepository` operationId).
+func (c *Client) CollectCloudRepository(ctx context.Context, tenant string, cloud string, params *CollectCloudRepositoryParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCollectCloudRepositoryRequest(c.Server, tenant, cloud, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ImportCloudRepository Rebuild a cloud repository's catalogue
+//
+// Reads the manifests that lie in the store; needed after the database was restored from a backup. Answers the run that does it.
+//
+// Needs the manage level at the provider.
+//
+// Corresponds with POST /v1/tenants/{tenant}/cloud-repositories/{cloud}/import (the `ImportCloudRepository` operationId).
+func (c *Client) ImportCloudRepository(ctx context.Context, tenant string, cloud string, params *ImportCloudRepositoryParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewImportCloudRepositoryRequest(c.Server, tenant, cloud, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListPoints List the points in a cloud repository
+//
+// Needs the view level on the tenant.
+//
+// Corresponds with GET /v1/tenants/{tenant}/cloud-repositories/{cloud}/points (the `ListPoints` operationId).
+func (c *Client) ListPoints(ctx context.Context, tenant string, cloud string, params *ListPointsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListPointsRequest(c.Server, tenant, cloud, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// VerifyCloudRepository Verify a cloud repository
+//
+// Reads everything and checks it without keys; damage is re-supplied by the next backup that still has the block. Answers the run that does it.
+//
+// Needs the operate level at the provider.
+//
+// Corresponds with POST /v1/tenants/{tenant}/cloud-repositories/{cloud}/verify (the `VerifyCloudRepository` operationId).
+func (c *Client) VerifyCloudRepository(ctx context.Context, tenant string, cloud string, params *VerifyCloudRepositoryParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewVerifyCloudRepositoryRequest(c.Server, tenant, cloud, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DisableTenant Disable a tenant
+//
+// Its open connections are closed and everything that moves data is refused. Data is kept.
+//
+// Needs the manage level at the provider.
+//
+// Corresponds with POST /v1/tenants/{tenant}/disable (the `DisableTenant` operationId).
+func (c *Client) DisableTenant(ctx context.Context, tenant string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDisableTenantRequest(c.Server, tenant)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// EnableTenant Enable a tenant
+//
+// Needs the manage level at the provider.
+//
+// Corresponds with POST /v1/tenants/{tenant}/enable (the `EnableTenant` operationId).
+func (c *Client) EnableTenant(ctx context.Context, tenant string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewEnableTenantRequest(c.Server, tenant)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListEnrolments List one-time tokens of agents
+//
+// Needs the view level on the tenant.
+//
+// Corresponds with GET /v1/tenants/{tenant}/enrolments (the `ListEnrolments` operationId).
+func (c *Client) ListEnrolments(ctx context.Context, tenant string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListEnrolmentsRequest(c.Server, tenant)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateEnrolmentWithBody Make a one-time token for an agent
+//
+// Needs the manage level on the tenant.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/tenants/{tenant}/enrolments (the `CreateEnrolment` operationId).
+func (c *Client) CreateEnrolmentWithBody(ctx context.Context, tenant string, params *CreateEnrolmentParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateEnrolmentRequestWithBody(c.Server, tenant, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateEnrolment Make a one-time token for an agent
+//
+// Needs the manage level on the tenant.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/tenants/{tenant}/enrolments (the `CreateEnrolment` operationId).
+func (c *Client) CreateEnrolment(ctx context.Context, tenant string, params *CreateEnrolmentParams, body CreateEnrolmentJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateEnrolmentRequest(c.Server, tenant, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DeleteEnrolment Withdraw a one-time token
+//
+// Needs the manage level on the tenant.
+//
+// Corresponds with DELETE /v1/tenants/{tenant}/enrolments/{enrolment} (the `DeleteEnrolment` operationId).
+func (c *Client) DeleteEnrolment(ctx context.Context, tenant string, enrolment string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeleteEnrolmentRequest(c.Server, tenant, enrolment)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SetLeaseWithBody Set the end of a tenant's contract
+//
+// An ended lease refuses backup and restore and keeps all data; a later end revives everything.
+//
+// Needs the manage level at the provider.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PUT /v1/tenants/{tenant}/lease (the `SetLease` operationId).
+func (c *Client) SetLeaseWithBody(ctx context.Context, tenant string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSetLeaseRequestWithBody(c.Server, tenant, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SetLease Set the end of a tenant's contract
+//
+// An ended lease refuses backup and restore and keeps all data; a later end revives everything.
+//
+// Needs the manage level at the provider.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PUT /v1/tenants/{tenant}/lease (the `SetLease` operationId).
+func (c *Client) SetLease(ctx context.Context, tenant string, body SetLeaseJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSetLeaseRequest(c.Server, tenant, body)
 	if err != nil {
 		return nil, err
 	}
@@ -825,6 +4740,382 @@ func (c *Client) CreateToken(ctx context.Context, user string, params *CreateTok
 	return c.Client.Do(req)
 }
 
+// NewListAuditRequest constructs an http.Request for the ListAudit method
+func NewListAuditRequest(server string, params *ListAuditParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/audit")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Tenant != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "tenant", *params.Tenant, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.After != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "after", *params.After, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Newest != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "newest", *params.Newest, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Action != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "action", *params.Action, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Target != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "target", *params.Target, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Actor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "actor", *params.Actor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Since != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "since", *params.Since, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Until != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "until", *params.Until, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewVerifyAuditRequest constructs an http.Request for the VerifyAudit method
+func NewVerifyAuditRequest(server string, params *VerifyAuditParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/audit/proof")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Tenant != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "tenant", *params.Tenant, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewRemoveCertificateRequest constructs an http.Request for the RemoveCertificate method
+func NewRemoveCertificateRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/certificate")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetCertificateRequest constructs an http.Request for the GetCertificate method
+func NewGetCertificateRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/certificate")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewReplaceCertificateRequest calls the generic ReplaceCertificate builder with application/json body
+func NewReplaceCertificateRequest(server string, body ReplaceCertificateJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewReplaceCertificateRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewReplaceCertificateRequestWithBody constructs an http.Request for the ReplaceCertificate method, with any body, and a specified content type
+func NewReplaceCertificateRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/certificate")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPut, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewListAllCloudRepositoriesRequest constructs an http.Request for the ListAllCloudRepositories method
+func NewListAllCloudRepositoriesRequest(server string, params *ListAllCloudRepositoriesParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/cloud-repositories")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Text != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "text", *params.Text, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.After != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "after", *params.After, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewGetHealthRequest constructs an http.Request for the GetHealth method
 func NewGetHealthRequest(server string) (*http.Request, error) {
 	var err error
@@ -942,6 +5233,2920 @@ func NewGetMeRequest(server string) (*http.Request, error) {
 	if err != nil {
 		return nil, err
 	}
+
+	return req, nil
+}
+
+// NewListRepositoriesRequest constructs an http.Request for the ListRepositories method
+func NewListRepositoriesRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/repositories")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewAddRepositoryRequest calls the generic AddRepository builder with application/json body
+func NewAddRepositoryRequest(server string, params *AddRepositoryParams, body AddRepositoryJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewAddRepositoryRequestWithBody(server, params, "application/json", bodyReader)
+}
+
+// NewAddRepositoryRequestWithBody constructs an http.Request for the AddRepository method, with any body, and a specified content type
+func NewAddRepositoryRequestWithBody(server string, params *AddRepositoryParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/repositories")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewRemoveRepositoryRequest constructs an http.Request for the RemoveRepository method
+func NewRemoveRepositoryRequest(server string, repository string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "repository", repository, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/repositories/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewUpdateRepositoryRequest calls the generic UpdateRepository builder with application/json body
+func NewUpdateRepositoryRequest(server string, repository string, body UpdateRepositoryJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewUpdateRepositoryRequestWithBody(server, repository, "application/json", bodyReader)
+}
+
+// NewUpdateRepositoryRequestWithBody constructs an http.Request for the UpdateRepository method, with any body, and a specified content type
+func NewUpdateRepositoryRequestWithBody(server string, repository string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "repository", repository, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/repositories/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPatch, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewListRunsRequest constructs an http.Request for the ListRuns method
+func NewListRunsRequest(server string, params *ListRunsParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/runs")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Kind != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "kind", *params.Kind, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Subject != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "subject", *params.Subject, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Open != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "open", *params.Open, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Before != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "before", *params.Before, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetRunRequest constructs an http.Request for the GetRun method
+func NewGetRunRequest(server string, run string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "run", run, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/runs/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewCancelRunRequest constructs an http.Request for the CancelRun method
+func NewCancelRunRequest(server string, run string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "run", run, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/runs/%s/cancel", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewWatchRunRequest constructs an http.Request for the WatchRun method
+func NewWatchRunRequest(server string, run string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "run", run, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/runs/%s/events", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSiteStatusRequest constructs an http.Request for the SiteStatus method
+func NewSiteStatusRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSiteListEndpointsRequest constructs an http.Request for the SiteListEndpoints method
+func NewSiteListEndpointsRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/endpoints")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSiteAddEndpointRequest calls the generic SiteAddEndpoint builder with application/json body
+func NewSiteAddEndpointRequest(server string, body SiteAddEndpointJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSiteAddEndpointRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewSiteAddEndpointRequestWithBody constructs an http.Request for the SiteAddEndpoint method, with any body, and a specified content type
+func NewSiteAddEndpointRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/endpoints")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewSiteDeleteEndpointRequest constructs an http.Request for the SiteDeleteEndpoint method
+func NewSiteDeleteEndpointRequest(server string, endpoint string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "endpoint", endpoint, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/endpoints/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSiteProbeEndpointRequest constructs an http.Request for the SiteProbeEndpoint method
+func NewSiteProbeEndpointRequest(server string, endpoint string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "endpoint", endpoint, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/endpoints/%s/probe", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSiteListJobsRequest constructs an http.Request for the SiteListJobs method
+func NewSiteListJobsRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/jobs")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSiteCreateJobRequest calls the generic SiteCreateJob builder with application/json body
+func NewSiteCreateJobRequest(server string, body SiteCreateJobJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSiteCreateJobRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewSiteCreateJobRequestWithBody constructs an http.Request for the SiteCreateJob method, with any body, and a specified content type
+func NewSiteCreateJobRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/jobs")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewSiteDeleteJobRequest constructs an http.Request for the SiteDeleteJob method
+func NewSiteDeleteJobRequest(server string, job string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "job", job, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/jobs/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSiteGetJobRequest constructs an http.Request for the SiteGetJob method
+func NewSiteGetJobRequest(server string, job string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "job", job, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/jobs/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSiteUpdateJobRequest calls the generic SiteUpdateJob builder with application/json body
+func NewSiteUpdateJobRequest(server string, job string, body SiteUpdateJobJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSiteUpdateJobRequestWithBody(server, job, "application/json", bodyReader)
+}
+
+// NewSiteUpdateJobRequestWithBody constructs an http.Request for the SiteUpdateJob method, with any body, and a specified content type
+func NewSiteUpdateJobRequestWithBody(server string, job string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "job", job, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/jobs/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPut, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewSiteDisableJobRequest constructs an http.Request for the SiteDisableJob method
+func NewSiteDisableJobRequest(server string, job string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "job", job, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/jobs/%s/disable", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSiteEnableJobRequest constructs an http.Request for the SiteEnableJob method
+func NewSiteEnableJobRequest(server string, job string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "job", job, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/jobs/%s/enable", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSiteRunJobRequest constructs an http.Request for the SiteRunJob method
+func NewSiteRunJobRequest(server string, job string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "job", job, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/jobs/%s/runs", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSiteListKeysRequest constructs an http.Request for the SiteListKeys method
+func NewSiteListKeysRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/keys")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSiteImportKitRequest calls the generic SiteImportKit builder with application/json body
+func NewSiteImportKitRequest(server string, body SiteImportKitJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSiteImportKitRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewSiteImportKitRequestWithBody constructs an http.Request for the SiteImportKit method, with any body, and a specified content type
+func NewSiteImportKitRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/keys/import")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewSiteExportKitRequest calls the generic SiteExportKit builder with application/json body
+func NewSiteExportKitRequest(server string, body SiteExportKitJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSiteExportKitRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewSiteExportKitRequestWithBody constructs an http.Request for the SiteExportKit method, with any body, and a specified content type
+func NewSiteExportKitRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/keys/kit")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewSiteAcceptKitRequest calls the generic SiteAcceptKit builder with application/json body
+func NewSiteAcceptKitRequest(server string, body SiteAcceptKitJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSiteAcceptKitRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewSiteAcceptKitRequestWithBody constructs an http.Request for the SiteAcceptKit method, with any body, and a specified content type
+func NewSiteAcceptKitRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/keys/kit/accept")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewSiteDeclineKitRequest calls the generic SiteDeclineKit builder with application/json body
+func NewSiteDeclineKitRequest(server string, body SiteDeclineKitJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSiteDeclineKitRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewSiteDeclineKitRequestWithBody constructs an http.Request for the SiteDeclineKit method, with any body, and a specified content type
+func NewSiteDeclineKitRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/keys/kit/decline")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewSiteListMachinesRequest constructs an http.Request for the SiteListMachines method
+func NewSiteListMachinesRequest(server string, params *SiteListMachinesParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/machines")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Endpoint != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "endpoint", *params.Endpoint, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSiteListPluginsRequest constructs an http.Request for the SiteListPlugins method
+func NewSiteListPluginsRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/plugins")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSiteEnablePluginRequest calls the generic SiteEnablePlugin builder with application/json body
+func NewSiteEnablePluginRequest(server string, body SiteEnablePluginJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSiteEnablePluginRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewSiteEnablePluginRequestWithBody constructs an http.Request for the SiteEnablePlugin method, with any body, and a specified content type
+func NewSiteEnablePluginRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/plugins")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewSiteDisablePluginRequest constructs an http.Request for the SiteDisablePlugin method
+func NewSiteDisablePluginRequest(server string, plugin string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "plugin", plugin, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/plugins/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSiteDescribePluginRequest constructs an http.Request for the SiteDescribePlugin method
+func NewSiteDescribePluginRequest(server string, plugin string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "plugin", plugin, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/plugins/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSiteListPointsRequest constructs an http.Request for the SiteListPoints method
+func NewSiteListPointsRequest(server string, params *SiteListPointsParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/points")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Provider != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "provider", *params.Provider, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Repository != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "repository", *params.Repository, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Machine != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "machine", *params.Machine, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSiteForgetPointRequest constructs an http.Request for the SiteForgetPoint method
+func NewSiteForgetPointRequest(server string, point string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "point", point, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/points/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSiteGetPointRequest constructs an http.Request for the SiteGetPoint method
+func NewSiteGetPointRequest(server string, point string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "point", point, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/points/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSiteVerifyPointRequest constructs an http.Request for the SiteVerifyPoint method
+func NewSiteVerifyPointRequest(server string, point string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "point", point, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/points/%s/verify", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSiteListProvidersRequest constructs an http.Request for the SiteListProviders method
+func NewSiteListProvidersRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/providers")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSiteConnectRequest calls the generic SiteConnect builder with application/json body
+func NewSiteConnectRequest(server string, body SiteConnectJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSiteConnectRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewSiteConnectRequestWithBody constructs an http.Request for the SiteConnect method, with any body, and a specified content type
+func NewSiteConnectRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/providers")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewSiteDisconnectRequest constructs an http.Request for the SiteDisconnect method
+func NewSiteDisconnectRequest(server string, provider string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "provider", provider, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/providers/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSiteRestoreDiskRequest calls the generic SiteRestoreDisk builder with application/json body
+func NewSiteRestoreDiskRequest(server string, body SiteRestoreDiskJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSiteRestoreDiskRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewSiteRestoreDiskRequestWithBody constructs an http.Request for the SiteRestoreDisk method, with any body, and a specified content type
+func NewSiteRestoreDiskRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/restores/disk")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewSiteRestoreMachineRequest calls the generic SiteRestoreMachine builder with application/json body
+func NewSiteRestoreMachineRequest(server string, body SiteRestoreMachineJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSiteRestoreMachineRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewSiteRestoreMachineRequestWithBody constructs an http.Request for the SiteRestoreMachine method, with any body, and a specified content type
+func NewSiteRestoreMachineRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/restores/machine")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewSiteListRunsRequest constructs an http.Request for the SiteListRuns method
+func NewSiteListRunsRequest(server string, params *SiteListRunsParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/runs")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Job != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "job", *params.Job, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Before != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "before", *params.Before, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSiteGetRunRequest constructs an http.Request for the SiteGetRun method
+func NewSiteGetRunRequest(server string, run string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "run", run, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/runs/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSiteCancelRunRequest constructs an http.Request for the SiteCancelRun method
+func NewSiteCancelRunRequest(server string, run string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "run", run, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/runs/%s/cancel", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSiteWatchRunRequest constructs an http.Request for the SiteWatchRun method
+func NewSiteWatchRunRequest(server string, run string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "run", run, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/runs/%s/events", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetStatusRequest constructs an http.Request for the GetStatus method
+func NewGetStatusRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/status")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewListTenantsRequest constructs an http.Request for the ListTenants method
+func NewListTenantsRequest(server string, params *ListTenantsParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tenants")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Text != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "text", *params.Text, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Name != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "name", *params.Name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.After != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "after", *params.After, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewCreateTenantRequest calls the generic CreateTenant builder with application/json body
+func NewCreateTenantRequest(server string, params *CreateTenantParams, body CreateTenantJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewCreateTenantRequestWithBody(server, params, "application/json", bodyReader)
+}
+
+// NewCreateTenantRequestWithBody constructs an http.Request for the CreateTenant method, with any body, and a specified content type
+func NewCreateTenantRequestWithBody(server string, params *CreateTenantParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tenants")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewDeleteTenantRequest constructs an http.Request for the DeleteTenant method
+func NewDeleteTenantRequest(server string, tenant string, params *DeleteTenantParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "tenant", tenant, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tenants/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Backups != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "backups", *params.Backups, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetTenantRequest constructs an http.Request for the GetTenant method
+func NewGetTenantRequest(server string, tenant string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "tenant", tenant, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tenants/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewUpdateTenantRequest calls the generic UpdateTenant builder with application/json body
+func NewUpdateTenantRequest(server string, tenant string, body UpdateTenantJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewUpdateTenantRequestWithBody(server, tenant, "application/json", bodyReader)
+}
+
+// NewUpdateTenantRequestWithBody constructs an http.Request for the UpdateTenant method, with any body, and a specified content type
+func NewUpdateTenantRequestWithBody(server string, tenant string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "tenant", tenant, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tenants/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPatch, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewListAgentsRequest constructs an http.Request for the ListAgents method
+func NewListAgentsRequest(server string, tenant string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "tenant", tenant, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tenants/%s/agents", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewRevokeAgentRequest constructs an http.Request for the RevokeAgent method
+func NewRevokeAgentRequest(server string, tenant string, agent string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "tenant", tenant, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "agent", agent, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tenants/%s/agents/%s/revoke", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewListCloudRepositoriesRequest constructs an http.Request for the ListCloudRepositories method
+func NewListCloudRepositoriesRequest(server string, tenant string, params *ListCloudRepositoriesParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "tenant", tenant, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tenants/%s/cloud-repositories", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Text != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "text", *params.Text, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.After != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "after", *params.After, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewCreateCloudRepositoryRequest calls the generic CreateCloudRepository builder with application/json body
+func NewCreateCloudRepositoryRequest(server string, tenant string, params *CreateCloudRepositoryParams, body CreateCloudRepositoryJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewCreateCloudRepositoryRequestWithBody(server, tenant, params, "application/json", bodyReader)
+}
+
+// NewCreateCloudRepositoryRequestWithBody constructs an http.Request for the CreateCloudRepository method, with any body, and a specified content type
+func NewCreateCloudRepositoryRequestWithBody(server string, tenant string, params *CreateCloudRepositoryParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "tenant", tenant, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tenants/%s/cloud-repositories", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewDeleteCloudRepositoryRequest constructs an http.Request for the DeleteCloudRepository method
+func NewDeleteCloudRepositoryRequest(server string, tenant string, cloud string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "tenant", tenant, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "cloud", cloud, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tenants/%s/cloud-repositories/%s", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetCloudRepositoryRequest constructs an http.Request for the GetCloudRepository method
+func NewGetCloudRepositoryRequest(server string, tenant string, cloud string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "tenant", tenant, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "cloud", cloud, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tenants/%s/cloud-repositories/%s", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewUpdateCloudRepositoryRequest calls the generic UpdateCloudRepository builder with application/json body
+func NewUpdateCloudRepositoryRequest(server string, tenant string, cloud string, body UpdateCloudRepositoryJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewUpdateCloudRepositoryRequestWithBody(server, tenant, cloud, "application/json", bodyReader)
+}
+
+// NewUpdateCloudRepositoryRequestWithBody constructs an http.Request for the UpdateCloudRepository method, with any body, and a specified content type
+func NewUpdateCloudRepositoryRequestWithBody(server string, tenant string, cloud string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "tenant", tenant, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "cloud", cloud, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tenants/%s/cloud-repositories/%s", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPatch, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewCollectCloudRepositoryRequest constructs an http.Request for the CollectCloudRepository method
+func NewCollectCloudRepositoryRequest(server string, tenant string, cloud string, params *CollectCloudRepositoryParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "tenant", tenant, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "cloud", cloud, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tenants/%s/cloud-repositories/%s/collect", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewImportCloudRepositoryRequest constructs an http.Request for the ImportCloudRepository method
+func NewImportCloudRepositoryRequest(server string, tenant string, cloud string, params *ImportCloudRepositoryParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "tenant", tenant, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "cloud", cloud, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tenants/%s/cloud-repositories/%s/import", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewListPointsRequest constructs an http.Request for the ListPoints method
+func NewListPointsRequest(server string, tenant string, cloud string, params *ListPointsParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "tenant", tenant, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "cloud", cloud, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tenants/%s/cloud-repositories/%s/points", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Machine != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "machine", *params.Machine, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.After != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "after", *params.After, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewVerifyCloudRepositoryRequest constructs an http.Request for the VerifyCloudRepository method
+func NewVerifyCloudRepositoryRequest(server string, tenant string, cloud string, params *VerifyCloudRepositoryParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "tenant", tenant, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "cloud", cloud, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tenants/%s/cloud-repositories/%s/verify", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewDisableTenantRequest constructs an http.Request for the DisableTenant method
+func NewDisableTenantRequest(server string, tenant string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "tenant", tenant, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tenants/%s/disable", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewEnableTenantRequest constructs an http.Request for the EnableTenant method
+func NewEnableTenantRequest(server string, tenant string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "tenant", tenant, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tenants/%s/enable", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewListEnrolmentsRequest constructs an http.Request for the ListEnrolments method
+func NewListEnrolmentsRequest(server string, tenant string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "tenant", tenant, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tenants/%s/enrolments", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewCreateEnrolmentRequest calls the generic CreateEnrolment builder with application/json body
+func NewCreateEnrolmentRequest(server string, tenant string, params *CreateEnrolmentParams, body CreateEnrolmentJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewCreateEnrolmentRequestWithBody(server, tenant, params, "application/json", bodyReader)
+}
+
+// NewCreateEnrolmentRequestWithBody constructs an http.Request for the CreateEnrolment method, with any body, and a specified content type
+func NewCreateEnrolmentRequestWithBody(server string, tenant string, params *CreateEnrolmentParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "tenant", tenant, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tenants/%s/enrolments", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewDeleteEnrolmentRequest constructs an http.Request for the DeleteEnrolment method
+func NewDeleteEnrolmentRequest(server string, tenant string, enrolment string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "tenant", tenant, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "enrolment", enrolment, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tenants/%s/enrolments/%s", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSetLeaseRequest calls the generic SetLease builder with application/json body
+func NewSetLeaseRequest(server string, tenant string, body SetLeaseJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSetLeaseRequestWithBody(server, tenant, "application/json", bodyReader)
+}
+
+// NewSetLeaseRequestWithBody constructs an http.Request for the SetLease method, with any body, and a specified content type
+func NewSetLeaseRequestWithBody(server string, tenant string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "tenant", tenant, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tenants/%s/lease", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPut, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
 
 	return req, nil
 }
@@ -1472,6 +8677,73 @@ func WithBaseURL(baseURL string) ClientOption {
 // ClientWithResponsesInterface is the interface specification for the client with responses above.
 type ClientWithResponsesInterface interface {
 
+	// ListAuditWithResponse Read an audit chain
+	//
+	// Needs the view level on the tenant that is named, else at the provider.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/audit (the `ListAudit` operationId).
+	ListAuditWithResponse(ctx context.Context, params *ListAuditParams, reqEditors ...RequestEditorFn) (*ListAuditResponse, error)
+
+	// VerifyAuditWithResponse Check that an audit chain is whole
+	//
+	// Needs the view level on the tenant that is named, else at the provider.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/audit/proof (the `VerifyAudit` operationId).
+	VerifyAuditWithResponse(ctx context.Context, params *VerifyAuditParams, reqEditors ...RequestEditorFn) (*VerifyAuditResponse, error)
+
+	// RemoveCertificateWithResponse Go back to certificates of the provider's own CA
+	//
+	// Needs the manage level at the provider.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /v1/certificate (the `RemoveCertificate` operationId).
+	RemoveCertificateWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*RemoveCertificateResponse, error)
+
+	// GetCertificateWithResponse Show the server's certificate and the fingerprint to send to tenants
+	//
+	// For every signed-in user.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/certificate (the `GetCertificate` operationId).
+	GetCertificateWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetCertificateResponse, error)
+
+	// ReplaceCertificateWithBodyWithResponse Import a certificate from PEM or PFX
+	//
+	// Every server of the provider presents it at once, without a restart.
+	//
+	// Needs the manage level at the provider.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /v1/certificate (the `ReplaceCertificate` operationId).
+	ReplaceCertificateWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ReplaceCertificateResponse, error)
+
+	// ReplaceCertificateWithResponse Import a certificate from PEM or PFX
+	//
+	// Every server of the provider presents it at once, without a restart.
+	//
+	// Needs the manage level at the provider.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /v1/certificate (the `ReplaceCertificate` operationId).
+	ReplaceCertificateWithResponse(ctx context.Context, body ReplaceCertificateJSONRequestBody, reqEditors ...RequestEditorFn) (*ReplaceCertificateResponse, error)
+
+	// ListAllCloudRepositoriesWithResponse List the cloud repositories of all tenants
+	//
+	// Needs the view level at the provider.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/cloud-repositories (the `ListAllCloudRepositories` operationId).
+	ListAllCloudRepositoriesWithResponse(ctx context.Context, params *ListAllCloudRepositoriesParams, reqEditors ...RequestEditorFn) (*ListAllCloudRepositoriesResponse, error)
+
 	// GetHealthWithResponse Say whether the server works
 	//
 	// Needs no token.
@@ -1520,6 +8792,854 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /v1/me (the `GetMe` operationId).
 	GetMeWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetMeResponse, error)
+
+	// ListRepositoriesWithResponse List the provider's repositories
+	//
+	// Needs the view level at the provider.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/repositories (the `ListRepositories` operationId).
+	ListRepositoriesWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListRepositoriesResponse, error)
+
+	// AddRepositoryWithBodyWithResponse Add a repository
+	//
+	// Needs the manage level at the provider.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/repositories (the `AddRepository` operationId).
+	AddRepositoryWithBodyWithResponse(ctx context.Context, params *AddRepositoryParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AddRepositoryResponse, error)
+
+	// AddRepositoryWithResponse Add a repository
+	//
+	// Needs the manage level at the provider.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/repositories (the `AddRepository` operationId).
+	AddRepositoryWithResponse(ctx context.Context, params *AddRepositoryParams, body AddRepositoryJSONRequestBody, reqEditors ...RequestEditorFn) (*AddRepositoryResponse, error)
+
+	// RemoveRepositoryWithResponse Forget a repository
+	//
+	// Its objects stay where they are.
+	//
+	// Needs the manage level at the provider.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /v1/repositories/{repository} (the `RemoveRepository` operationId).
+	RemoveRepositoryWithResponse(ctx context.Context, repository string, reqEditors ...RequestEditorFn) (*RemoveRepositoryResponse, error)
+
+	// UpdateRepositoryWithBodyWithResponse Change a repository
+	//
+	// Needs the manage level at the provider.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /v1/repositories/{repository} (the `UpdateRepository` operationId).
+	UpdateRepositoryWithBodyWithResponse(ctx context.Context, repository string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdateRepositoryResponse, error)
+
+	// UpdateRepositoryWithResponse Change a repository
+	//
+	// Needs the manage level at the provider.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /v1/repositories/{repository} (the `UpdateRepository` operationId).
+	UpdateRepositoryWithResponse(ctx context.Context, repository string, body UpdateRepositoryJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateRepositoryResponse, error)
+
+	// ListRunsWithResponse List the provider's runs
+	//
+	// Needs the view level at the provider.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/runs (the `ListRuns` operationId).
+	ListRunsWithResponse(ctx context.Context, params *ListRunsParams, reqEditors ...RequestEditorFn) (*ListRunsResponse, error)
+
+	// GetRunWithResponse Show a run
+	//
+	// Needs the view level at the provider.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/runs/{run} (the `GetRun` operationId).
+	GetRunWithResponse(ctx context.Context, run string, reqEditors ...RequestEditorFn) (*GetRunResponse, error)
+
+	// CancelRunWithResponse Ask a run to end
+	//
+	// Needs the operate level at the provider.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/runs/{run}/cancel (the `CancelRun` operationId).
+	CancelRunWithResponse(ctx context.Context, run string, reqEditors ...RequestEditorFn) (*CancelRunResponse, error)
+
+	// WatchRunWithResponse Watch a run
+	//
+	// Server-sent events: run whenever it changed, and once it has ended, after which the stream ends; problem if it cannot be watched.
+	//
+	// Needs the view level at the provider.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/runs/{run}/events (the `WatchRun` operationId).
+	WatchRunWithResponse(ctx context.Context, run string, reqEditors ...RequestEditorFn) (*WatchRunResponse, error)
+
+	// SiteStatusWithResponse Show the site at a glance
+	//
+	// Says what to do next, in order, until backups run.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/site (the `SiteStatus` operationId).
+	SiteStatusWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*SiteStatusResponse, error)
+
+	// SiteListEndpointsWithResponse List endpoints
+	//
+	// Served by the agent on its local socket.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/site/endpoints (the `SiteListEndpoints` operationId).
+	SiteListEndpointsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*SiteListEndpointsResponse, error)
+
+	// SiteAddEndpointWithBodyWithResponse Add an endpoint
+	//
+	// Asks the plugin first whether the settings can be used. Secrets in them are sealed at rest and never shown.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/site/endpoints (the `SiteAddEndpoint` operationId).
+	SiteAddEndpointWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SiteAddEndpointResponse, error)
+
+	// SiteAddEndpointWithResponse Add an endpoint
+	//
+	// Asks the plugin first whether the settings can be used. Secrets in them are sealed at rest and never shown.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/site/endpoints (the `SiteAddEndpoint` operationId).
+	SiteAddEndpointWithResponse(ctx context.Context, body SiteAddEndpointJSONRequestBody, reqEditors ...RequestEditorFn) (*SiteAddEndpointResponse, error)
+
+	// SiteDeleteEndpointWithResponse Forget an endpoint that no job uses
+	//
+	// Served by the agent on its local socket.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /v1/site/endpoints/{endpoint} (the `SiteDeleteEndpoint` operationId).
+	SiteDeleteEndpointWithResponse(ctx context.Context, endpoint string, reqEditors ...RequestEditorFn) (*SiteDeleteEndpointResponse, error)
+
+	// SiteProbeEndpointWithResponse Say what works at an endpoint now, and why not
+	//
+	// Served by the agent on its local socket.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/site/endpoints/{endpoint}/probe (the `SiteProbeEndpoint` operationId).
+	SiteProbeEndpointWithResponse(ctx context.Context, endpoint string, reqEditors ...RequestEditorFn) (*SiteProbeEndpointResponse, error)
+
+	// SiteListJobsWithResponse List jobs
+	//
+	// Served by the agent on its local socket.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/site/jobs (the `SiteListJobs` operationId).
+	SiteListJobsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*SiteListJobsResponse, error)
+
+	// SiteCreateJobWithBodyWithResponse Create a job
+	//
+	// What it names has to exist.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/site/jobs (the `SiteCreateJob` operationId).
+	SiteCreateJobWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SiteCreateJobResponse, error)
+
+	// SiteCreateJobWithResponse Create a job
+	//
+	// What it names has to exist.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/site/jobs (the `SiteCreateJob` operationId).
+	SiteCreateJobWithResponse(ctx context.Context, body SiteCreateJobJSONRequestBody, reqEditors ...RequestEditorFn) (*SiteCreateJobResponse, error)
+
+	// SiteDeleteJobWithResponse Delete a job
+	//
+	// The points that it made stay.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /v1/site/jobs/{job} (the `SiteDeleteJob` operationId).
+	SiteDeleteJobWithResponse(ctx context.Context, job string, reqEditors ...RequestEditorFn) (*SiteDeleteJobResponse, error)
+
+	// SiteGetJobWithResponse Show a job
+	//
+	// Served by the agent on its local socket.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/site/jobs/{job} (the `SiteGetJob` operationId).
+	SiteGetJobWithResponse(ctx context.Context, job string, reqEditors ...RequestEditorFn) (*SiteGetJobResponse, error)
+
+	// SiteUpdateJobWithBodyWithResponse Replace a job's settings
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /v1/site/jobs/{job} (the `SiteUpdateJob` operationId).
+	SiteUpdateJobWithBodyWithResponse(ctx context.Context, job string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SiteUpdateJobResponse, error)
+
+	// SiteUpdateJobWithResponse Replace a job's settings
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /v1/site/jobs/{job} (the `SiteUpdateJob` operationId).
+	SiteUpdateJobWithResponse(ctx context.Context, job string, body SiteUpdateJobJSONRequestBody, reqEditors ...RequestEditorFn) (*SiteUpdateJobResponse, error)
+
+	// SiteDisableJobWithResponse Keep the schedule from starting a job
+	//
+	// By hand it still runs.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/site/jobs/{job}/disable (the `SiteDisableJob` operationId).
+	SiteDisableJobWithResponse(ctx context.Context, job string, reqEditors ...RequestEditorFn) (*SiteDisableJobResponse, error)
+
+	// SiteEnableJobWithResponse Let the schedule start a job
+	//
+	// Served by the agent on its local socket.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/site/jobs/{job}/enable (the `SiteEnableJob` operationId).
+	SiteEnableJobWithResponse(ctx context.Context, job string, reqEditors ...RequestEditorFn) (*SiteEnableJobResponse, error)
+
+	// SiteRunJobWithResponse Start a job now
+	//
+	// Answers the run, to be watched.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/site/jobs/{job}/runs (the `SiteRunJob` operationId).
+	SiteRunJobWithResponse(ctx context.Context, job string, reqEditors ...RequestEditorFn) (*SiteRunJobResponse, error)
+
+	// SiteListKeysWithResponse List keyrings
+	//
+	// Served by the agent on its local socket.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/site/keys (the `SiteListKeys` operationId).
+	SiteListKeysWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*SiteListKeysResponse, error)
+
+	// SiteImportKitWithBodyWithResponse Take a recovery kit's keyring
+	//
+	// For new backups too if the site has no keyring in use yet, else only to read old ones.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/site/keys/import (the `SiteImportKit` operationId).
+	SiteImportKitWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SiteImportKitResponse, error)
+
+	// SiteImportKitWithResponse Take a recovery kit's keyring
+	//
+	// For new backups too if the site has no keyring in use yet, else only to read old ones.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/site/keys/import (the `SiteImportKit` operationId).
+	SiteImportKitWithResponse(ctx context.Context, body SiteImportKitJSONRequestBody, reqEditors ...RequestEditorFn) (*SiteImportKitResponse, error)
+
+	// SiteExportKitWithBodyWithResponse Make a recovery kit of the current keyring
+	//
+	// Makes the keyring if there is none. It comes into use when the kit is accepted. The keyring encrypts every backup of this site, and the provider does not have it. If this machine is lost and there is no recovery kit, all backups are lost: nobody can open them, the provider included.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/site/keys/kit (the `SiteExportKit` operationId).
+	SiteExportKitWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SiteExportKitResponse, error)
+
+	// SiteExportKitWithResponse Make a recovery kit of the current keyring
+	//
+	// Makes the keyring if there is none. It comes into use when the kit is accepted. The keyring encrypts every backup of this site, and the provider does not have it. If this machine is lost and there is no recovery kit, all backups are lost: nobody can open them, the provider included.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/site/keys/kit (the `SiteExportKit` operationId).
+	SiteExportKitWithResponse(ctx context.Context, body SiteExportKitJSONRequestBody, reqEditors ...RequestEditorFn) (*SiteExportKitResponse, error)
+
+	// SiteAcceptKitWithBodyWithResponse Take the keyring into use, because its kit was written
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/site/keys/kit/accept (the `SiteAcceptKit` operationId).
+	SiteAcceptKitWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SiteAcceptKitResponse, error)
+
+	// SiteAcceptKitWithResponse Take the keyring into use, because its kit was written
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/site/keys/kit/accept (the `SiteAcceptKit` operationId).
+	SiteAcceptKitWithResponse(ctx context.Context, body SiteAcceptKitJSONRequestBody, reqEditors ...RequestEditorFn) (*SiteAcceptKitResponse, error)
+
+	// SiteDeclineKitWithBodyWithResponse Take the keyring into use without a recovery kit
+	//
+	// The keyring encrypts every backup of this site, and the provider does not have it. If this machine is lost and there is no recovery kit, all backups are lost: nobody can open them, the provider included.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/site/keys/kit/decline (the `SiteDeclineKit` operationId).
+	SiteDeclineKitWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SiteDeclineKitResponse, error)
+
+	// SiteDeclineKitWithResponse Take the keyring into use without a recovery kit
+	//
+	// The keyring encrypts every backup of this site, and the provider does not have it. If this machine is lost and there is no recovery kit, all backups are lost: nobody can open them, the provider included.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/site/keys/kit/decline (the `SiteDeclineKit` operationId).
+	SiteDeclineKitWithResponse(ctx context.Context, body SiteDeclineKitJSONRequestBody, reqEditors ...RequestEditorFn) (*SiteDeclineKitResponse, error)
+
+	// SiteListMachinesWithResponse List the machines of an endpoint, or of all
+	//
+	// Served by the agent on its local socket.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/site/machines (the `SiteListMachines` operationId).
+	SiteListMachinesWithResponse(ctx context.Context, params *SiteListMachinesParams, reqEditors ...RequestEditorFn) (*SiteListMachinesResponse, error)
+
+	// SiteListPluginsWithResponse List plugins that are installed or enabled
+	//
+	// Served by the agent on its local socket.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/site/plugins (the `SiteListPlugins` operationId).
+	SiteListPluginsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*SiteListPluginsResponse, error)
+
+	// SiteEnablePluginWithBodyWithResponse Trust a plugin's program as it is now
+	//
+	// Pins the SHA-256 of the program, which is compared at every start. Enable it again after an upgrade.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/site/plugins (the `SiteEnablePlugin` operationId).
+	SiteEnablePluginWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SiteEnablePluginResponse, error)
+
+	// SiteEnablePluginWithResponse Trust a plugin's program as it is now
+	//
+	// Pins the SHA-256 of the program, which is compared at every start. Enable it again after an upgrade.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/site/plugins (the `SiteEnablePlugin` operationId).
+	SiteEnablePluginWithResponse(ctx context.Context, body SiteEnablePluginJSONRequestBody, reqEditors ...RequestEditorFn) (*SiteEnablePluginResponse, error)
+
+	// SiteDisablePluginWithResponse Trust a plugin no longer
+	//
+	// Refused while an endpoint needs it.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /v1/site/plugins/{plugin} (the `SiteDisablePlugin` operationId).
+	SiteDisablePluginWithResponse(ctx context.Context, plugin string, reqEditors ...RequestEditorFn) (*SiteDisablePluginResponse, error)
+
+	// SiteDescribePluginWithResponse Show an enabled plugin and the settings that it takes
+	//
+	// Served by the agent on its local socket.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/site/plugins/{plugin} (the `SiteDescribePlugin` operationId).
+	SiteDescribePluginWithResponse(ctx context.Context, plugin string, reqEditors ...RequestEditorFn) (*SiteDescribePluginResponse, error)
+
+	// SiteListPointsWithResponse List points, newest first
+	//
+	// Served by the agent on its local socket.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/site/points (the `SiteListPoints` operationId).
+	SiteListPointsWithResponse(ctx context.Context, params *SiteListPointsParams, reqEditors ...RequestEditorFn) (*SiteListPointsResponse, error)
+
+	// SiteForgetPointWithResponse Give up a point
+	//
+	// Other points keep what they share with it.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /v1/site/points/{point} (the `SiteForgetPoint` operationId).
+	SiteForgetPointWithResponse(ctx context.Context, point string, reqEditors ...RequestEditorFn) (*SiteForgetPointResponse, error)
+
+	// SiteGetPointWithResponse Show a point
+	//
+	// Served by the agent on its local socket.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/site/points/{point} (the `SiteGetPoint` operationId).
+	SiteGetPointWithResponse(ctx context.Context, point string, reqEditors ...RequestEditorFn) (*SiteGetPointResponse, error)
+
+	// SiteVerifyPointWithResponse Fetch, open and hash every chunk of a point
+	//
+	// Answers the run, to be watched. Damage is sent again by the next backup of a machine that still has the blocks.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/site/points/{point}/verify (the `SiteVerifyPoint` operationId).
+	SiteVerifyPointWithResponse(ctx context.Context, point string, reqEditors ...RequestEditorFn) (*SiteVerifyPointResponse, error)
+
+	// SiteListProvidersWithResponse List the providers that the site is connected to
+	//
+	// Served by the agent on its local socket.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/site/providers (the `SiteListProviders` operationId).
+	SiteListProvidersWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*SiteListProvidersResponse, error)
+
+	// SiteConnectWithBodyWithResponse Connect the site to a provider
+	//
+	// Checks the provider's fingerprint before the token is sent. Repeating it after a lost answer works with the same token.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/site/providers (the `SiteConnect` operationId).
+	SiteConnectWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SiteConnectResponse, error)
+
+	// SiteConnectWithResponse Connect the site to a provider
+	//
+	// Checks the provider's fingerprint before the token is sent. Repeating it after a lost answer works with the same token.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/site/providers (the `SiteConnect` operationId).
+	SiteConnectWithResponse(ctx context.Context, body SiteConnectJSONRequestBody, reqEditors ...RequestEditorFn) (*SiteConnectResponse, error)
+
+	// SiteDisconnectWithResponse Forget a provider
+	//
+	// Nothing changes at the provider.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /v1/site/providers/{provider} (the `SiteDisconnect` operationId).
+	SiteDisconnectWithResponse(ctx context.Context, provider string, reqEditors ...RequestEditorFn) (*SiteDisconnectResponse, error)
+
+	// SiteRestoreDiskWithBodyWithResponse Restore a disk to a file on the agent's machine
+	//
+	// Answers the run, to be watched.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/site/restores/disk (the `SiteRestoreDisk` operationId).
+	SiteRestoreDiskWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SiteRestoreDiskResponse, error)
+
+	// SiteRestoreDiskWithResponse Restore a disk to a file on the agent's machine
+	//
+	// Answers the run, to be watched.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/site/restores/disk (the `SiteRestoreDisk` operationId).
+	SiteRestoreDiskWithResponse(ctx context.Context, body SiteRestoreDiskJSONRequestBody, reqEditors ...RequestEditorFn) (*SiteRestoreDiskResponse, error)
+
+	// SiteRestoreMachineWithBodyWithResponse Restore a machine
+	//
+	// Answers the run, to be watched.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/site/restores/machine (the `SiteRestoreMachine` operationId).
+	SiteRestoreMachineWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SiteRestoreMachineResponse, error)
+
+	// SiteRestoreMachineWithResponse Restore a machine
+	//
+	// Answers the run, to be watched.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/site/restores/machine (the `SiteRestoreMachine` operationId).
+	SiteRestoreMachineWithResponse(ctx context.Context, body SiteRestoreMachineJSONRequestBody, reqEditors ...RequestEditorFn) (*SiteRestoreMachineResponse, error)
+
+	// SiteListRunsWithResponse List runs, newest first
+	//
+	// Served by the agent on its local socket.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/site/runs (the `SiteListRuns` operationId).
+	SiteListRunsWithResponse(ctx context.Context, params *SiteListRunsParams, reqEditors ...RequestEditorFn) (*SiteListRunsResponse, error)
+
+	// SiteGetRunWithResponse Show a run
+	//
+	// Served by the agent on its local socket.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/site/runs/{run} (the `SiteGetRun` operationId).
+	SiteGetRunWithResponse(ctx context.Context, run string, reqEditors ...RequestEditorFn) (*SiteGetRunResponse, error)
+
+	// SiteCancelRunWithResponse Ask a run to stop
+	//
+	// What arrived at the provider stays there for the next run to find.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/site/runs/{run}/cancel (the `SiteCancelRun` operationId).
+	SiteCancelRunWithResponse(ctx context.Context, run string, reqEditors ...RequestEditorFn) (*SiteCancelRunResponse, error)
+
+	// SiteWatchRunWithResponse Watch a run
+	//
+	// Sends the run as it is now and after each change, and ends after its final state.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/site/runs/{run}/events (the `SiteWatchRun` operationId).
+	SiteWatchRunWithResponse(ctx context.Context, run string, reqEditors ...RequestEditorFn) (*SiteWatchRunResponse, error)
+
+	// GetStatusWithResponse Show how the server is
+	//
+	// Needs the view level at the provider.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/status (the `GetStatus` operationId).
+	GetStatusWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetStatusResponse, error)
+
+	// ListTenantsWithResponse List tenants
+	//
+	// Needs the view level at the provider.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/tenants (the `ListTenants` operationId).
+	ListTenantsWithResponse(ctx context.Context, params *ListTenantsParams, reqEditors ...RequestEditorFn) (*ListTenantsResponse, error)
+
+	// CreateTenantWithBodyWithResponse Create a tenant
+	//
+	// Needs the manage level at the provider.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/tenants (the `CreateTenant` operationId).
+	CreateTenantWithBodyWithResponse(ctx context.Context, params *CreateTenantParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateTenantResponse, error)
+
+	// CreateTenantWithResponse Create a tenant
+	//
+	// Needs the manage level at the provider.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/tenants (the `CreateTenant` operationId).
+	CreateTenantWithResponse(ctx context.Context, params *CreateTenantParams, body CreateTenantJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateTenantResponse, error)
+
+	// DeleteTenantWithResponse Delete a tenant, for good
+	//
+	// Needs the manage level at the provider.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /v1/tenants/{tenant} (the `DeleteTenant` operationId).
+	DeleteTenantWithResponse(ctx context.Context, tenant string, params *DeleteTenantParams, reqEditors ...RequestEditorFn) (*DeleteTenantResponse, error)
+
+	// GetTenantWithResponse Show a tenant
+	//
+	// Needs the view level on the tenant.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/tenants/{tenant} (the `GetTenant` operationId).
+	GetTenantWithResponse(ctx context.Context, tenant string, reqEditors ...RequestEditorFn) (*GetTenantResponse, error)
+
+	// UpdateTenantWithBodyWithResponse Change a tenant
+	//
+	// Needs the manage level at the provider.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /v1/tenants/{tenant} (the `UpdateTenant` operationId).
+	UpdateTenantWithBodyWithResponse(ctx context.Context, tenant string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdateTenantResponse, error)
+
+	// UpdateTenantWithResponse Change a tenant
+	//
+	// Needs the manage level at the provider.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /v1/tenants/{tenant} (the `UpdateTenant` operationId).
+	UpdateTenantWithResponse(ctx context.Context, tenant string, body UpdateTenantJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateTenantResponse, error)
+
+	// ListAgentsWithResponse List a tenant's agents
+	//
+	// Needs the view level on the tenant.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/tenants/{tenant}/agents (the `ListAgents` operationId).
+	ListAgentsWithResponse(ctx context.Context, tenant string, reqEditors ...RequestEditorFn) (*ListAgentsResponse, error)
+
+	// RevokeAgentWithResponse Revoke an agent, for good
+	//
+	// Its connections are closed and none of its certificates is accepted any more.
+	//
+	// Needs the manage level on the tenant.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/tenants/{tenant}/agents/{agent}/revoke (the `RevokeAgent` operationId).
+	RevokeAgentWithResponse(ctx context.Context, tenant string, agent string, reqEditors ...RequestEditorFn) (*RevokeAgentResponse, error)
+
+	// ListCloudRepositoriesWithResponse List a tenant's cloud repositories
+	//
+	// Needs the view level on the tenant.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/tenants/{tenant}/cloud-repositories (the `ListCloudRepositories` operationId).
+	ListCloudRepositoriesWithResponse(ctx context.Context, tenant string, params *ListCloudRepositoriesParams, reqEditors ...RequestEditorFn) (*ListCloudRepositoriesResponse, error)
+
+	// CreateCloudRepositoryWithBodyWithResponse Give a tenant a cloud repository
+	//
+	// Needs the manage level at the provider.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/tenants/{tenant}/cloud-repositories (the `CreateCloudRepository` operationId).
+	CreateCloudRepositoryWithBodyWithResponse(ctx context.Context, tenant string, params *CreateCloudRepositoryParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateCloudRepositoryResponse, error)
+
+	// CreateCloudRepositoryWithResponse Give a tenant a cloud repository
+	//
+	// Needs the manage level at the provider.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/tenants/{tenant}/cloud-repositories (the `CreateCloudRepository` operationId).
+	CreateCloudRepositoryWithResponse(ctx context.Context, tenant string, params *CreateCloudRepositoryParams, body CreateCloudRepositoryJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateCloudRepositoryResponse, error)
+
+	// DeleteCloudRepositoryWithResponse Delete an empty cloud repository
+	//
+	// Needs the manage level at the provider.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /v1/tenants/{tenant}/cloud-repositories/{cloud} (the `DeleteCloudRepository` operationId).
+	DeleteCloudRepositoryWithResponse(ctx context.Context, tenant string, cloud string, reqEditors ...RequestEditorFn) (*DeleteCloudRepositoryResponse, error)
+
+	// GetCloudRepositoryWithResponse Show a cloud repository
+	//
+	// Needs the view level on the tenant.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/tenants/{tenant}/cloud-repositories/{cloud} (the `GetCloudRepository` operationId).
+	GetCloudRepositoryWithResponse(ctx context.Context, tenant string, cloud string, reqEditors ...RequestEditorFn) (*GetCloudRepositoryResponse, error)
+
+	// UpdateCloudRepositoryWithBodyWithResponse Change a cloud repository's name or quota
+	//
+	// Needs the manage level at the provider.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /v1/tenants/{tenant}/cloud-repositories/{cloud} (the `UpdateCloudRepository` operationId).
+	UpdateCloudRepositoryWithBodyWithResponse(ctx context.Context, tenant string, cloud string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdateCloudRepositoryResponse, error)
+
+	// UpdateCloudRepositoryWithResponse Change a cloud repository's name or quota
+	//
+	// Needs the manage level at the provider.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /v1/tenants/{tenant}/cloud-repositories/{cloud} (the `UpdateCloudRepository` operationId).
+	UpdateCloudRepositoryWithResponse(ctx context.Context, tenant string, cloud string, body UpdateCloudRepositoryJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateCloudRepositoryResponse, error)
+
+	// CollectCloudRepositoryWithResponse Collect a cloud repository
+	//
+	// Frees the space of what no point uses any more. Answers the run that does it.
+	//
+	// Needs the operate level at the provider.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/tenants/{tenant}/cloud-repositories/{cloud}/collect (the `CollectCloudRepository` operationId).
+	CollectCloudRepositoryWithResponse(ctx context.Context, tenant string, cloud string, params *CollectCloudRepositoryParams, reqEditors ...RequestEditorFn) (*CollectCloudRepositoryResponse, error)
+
+	// ImportCloudRepositoryWithResponse Rebuild a cloud repository's catalogue
+	//
+	// Reads the manifests that lie in the store; needed after the database was restored from a backup. Answers the run that does it.
+	//
+	// Needs the manage level at the provider.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/tenants/{tenant}/cloud-repositories/{cloud}/import (the `ImportCloudRepository` operationId).
+	ImportCloudRepositoryWithResponse(ctx context.Context, tenant string, cloud string, params *ImportCloudRepositoryParams, reqEditors ...RequestEditorFn) (*ImportCloudRepositoryResponse, error)
+
+	// ListPointsWithResponse List the points in a cloud repository
+	//
+	// Needs the view level on the tenant.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/tenants/{tenant}/cloud-repositories/{cloud}/points (the `ListPoints` operationId).
+	ListPointsWithResponse(ctx context.Context, tenant string, cloud string, params *ListPointsParams, reqEditors ...RequestEditorFn) (*ListPointsResponse, error)
+
+	// VerifyCloudRepositoryWithResponse Verify a cloud repository
+	//
+	// Reads everything and checks it without keys; damage is re-supplied by the next backup that still has the block. Answers the run that does it.
+	//
+	// Needs the operate level at the provider.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/tenants/{tenant}/cloud-repositories/{cloud}/verify (the `VerifyCloudRepository` operationId).
+	VerifyCloudRepositoryWithResponse(ctx context.Context, tenant string, cloud string, params *VerifyCloudRepositoryParams, reqEditors ...RequestEditorFn) (*VerifyCloudRepositoryResponse, error)
+
+	// DisableTenantWithResponse Disable a tenant
+	//
+	// Its open connections are closed and everything that moves data is refused. Data is kept.
+	//
+	// Needs the manage level at the provider.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/tenants/{tenant}/disable (the `DisableTenant` operationId).
+	DisableTenantWithResponse(ctx context.Context, tenant string, reqEditors ...RequestEditorFn) (*DisableTenantResponse, error)
+
+	// EnableTenantWithResponse Enable a tenant
+	//
+	// Needs the manage level at the provider.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/tenants/{tenant}/enable (the `EnableTenant` operationId).
+	EnableTenantWithResponse(ctx context.Context, tenant string, reqEditors ...RequestEditorFn) (*EnableTenantResponse, error)
+
+	// ListEnrolmentsWithResponse List one-time tokens of agents
+	//
+	// Needs the view level on the tenant.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/tenants/{tenant}/enrolments (the `ListEnrolments` operationId).
+	ListEnrolmentsWithResponse(ctx context.Context, tenant string, reqEditors ...RequestEditorFn) (*ListEnrolmentsResponse, error)
+
+	// CreateEnrolmentWithBodyWithResponse Make a one-time token for an agent
+	//
+	// Needs the manage level on the tenant.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/tenants/{tenant}/enrolments (the `CreateEnrolment` operationId).
+	CreateEnrolmentWithBodyWithResponse(ctx context.Context, tenant string, params *CreateEnrolmentParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateEnrolmentResponse, error)
+
+	// CreateEnrolmentWithResponse Make a one-time token for an agent
+	//
+	// Needs the manage level on the tenant.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/tenants/{tenant}/enrolments (the `CreateEnrolment` operationId).
+	CreateEnrolmentWithResponse(ctx context.Context, tenant string, params *CreateEnrolmentParams, body CreateEnrolmentJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateEnrolmentResponse, error)
+
+	// DeleteEnrolmentWithResponse Withdraw a one-time token
+	//
+	// Needs the manage level on the tenant.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /v1/tenants/{tenant}/enrolments/{enrolment} (the `DeleteEnrolment` operationId).
+	DeleteEnrolmentWithResponse(ctx context.Context, tenant string, enrolment string, reqEditors ...RequestEditorFn) (*DeleteEnrolmentResponse, error)
+
+	// SetLeaseWithBodyWithResponse Set the end of a tenant's contract
+	//
+	// An ended lease refuses backup and restore and keeps all data; a later end revives everything.
+	//
+	// Needs the manage level at the provider.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /v1/tenants/{tenant}/lease (the `SetLease` operationId).
+	SetLeaseWithBodyWithResponse(ctx context.Context, tenant string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SetLeaseResponse, error)
+
+	// SetLeaseWithResponse Set the end of a tenant's contract
+	//
+	// An ended lease refuses backup and restore and keeps all data; a later end revives everything.
+	//
+	// Needs the manage level at the provider.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /v1/tenants/{tenant}/lease (the `SetLease` operationId).
+	SetLeaseWithResponse(ctx context.Context, tenant string, body SetLeaseJSONRequestBody, reqEditors ...RequestEditorFn) (*SetLeaseResponse, error)
 
 	// DeleteTokenWithResponse End a token
 	//
@@ -1614,6 +9734,294 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /v1/users/{user}/tokens (the `CreateToken` operationId).
 	CreateTokenWithResponse(ctx context.Context, user string, params *CreateTokenParams, body CreateTokenJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateTokenResponse, error)
+}
+
+type ListAuditResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *AuditPage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListAuditResponse) GetJSON200() *AuditPage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListAuditResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListAuditResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListAuditResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListAuditResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListAuditResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type VerifyAuditResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *AuditProof
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r VerifyAuditResponse) GetJSON200() *AuditProof {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r VerifyAuditResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r VerifyAuditResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r VerifyAuditResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r VerifyAuditResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r VerifyAuditResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type RemoveCertificateResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Certificate
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r RemoveCertificateResponse) GetJSON200() *Certificate {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r RemoveCertificateResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r RemoveCertificateResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RemoveCertificateResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RemoveCertificateResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RemoveCertificateResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetCertificateResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Certificate
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetCertificateResponse) GetJSON200() *Certificate {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetCertificateResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetCertificateResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetCertificateResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetCertificateResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetCertificateResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ReplaceCertificateResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Certificate
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ReplaceCertificateResponse) GetJSON200() *Certificate {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ReplaceCertificateResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ReplaceCertificateResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ReplaceCertificateResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ReplaceCertificateResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ReplaceCertificateResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListAllCloudRepositoriesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *CloudPage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListAllCloudRepositoriesResponse) GetJSON200() *CloudPage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListAllCloudRepositoriesResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListAllCloudRepositoriesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListAllCloudRepositoriesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListAllCloudRepositoriesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListAllCloudRepositoriesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
 }
 
 type GetHealthResponse struct {
@@ -1795,6 +10203,3145 @@ func (r GetMeResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r GetMeResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListRepositoriesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *[]Repository
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListRepositoriesResponse) GetJSON200() *[]Repository {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListRepositoriesResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListRepositoriesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListRepositoriesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListRepositoriesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListRepositoriesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type AddRepositoryResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *Repository
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r AddRepositoryResponse) GetJSON201() *Repository {
+	return r.JSON201
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r AddRepositoryResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r AddRepositoryResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r AddRepositoryResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r AddRepositoryResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r AddRepositoryResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type RemoveRepositoryResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r RemoveRepositoryResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r RemoveRepositoryResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RemoveRepositoryResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RemoveRepositoryResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RemoveRepositoryResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type UpdateRepositoryResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Repository
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r UpdateRepositoryResponse) GetJSON200() *Repository {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r UpdateRepositoryResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r UpdateRepositoryResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r UpdateRepositoryResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r UpdateRepositoryResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r UpdateRepositoryResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListRunsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *RunPage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListRunsResponse) GetJSON200() *RunPage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListRunsResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListRunsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListRunsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListRunsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListRunsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetRunResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Run
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetRunResponse) GetJSON200() *Run {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetRunResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetRunResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetRunResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetRunResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetRunResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type CancelRunResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *Run
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON202 returns the response for an HTTP 202 `application/json` response
+func (r CancelRunResponse) GetJSON202() *Run {
+	return r.JSON202
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r CancelRunResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r CancelRunResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CancelRunResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CancelRunResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CancelRunResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type WatchRunResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r WatchRunResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r WatchRunResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r WatchRunResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r WatchRunResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r WatchRunResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteStatusResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *SiteStatus
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SiteStatusResponse) GetJSON200() *SiteStatus {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteStatusResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteStatusResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteStatusResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteStatusResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteStatusResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteListEndpointsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *[]SiteEndpointStatus
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SiteListEndpointsResponse) GetJSON200() *[]SiteEndpointStatus {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteListEndpointsResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteListEndpointsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteListEndpointsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteListEndpointsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteListEndpointsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteAddEndpointResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *SiteEndpointStatus
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r SiteAddEndpointResponse) GetJSON201() *SiteEndpointStatus {
+	return r.JSON201
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteAddEndpointResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteAddEndpointResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteAddEndpointResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteAddEndpointResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteAddEndpointResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteDeleteEndpointResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteDeleteEndpointResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteDeleteEndpointResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteDeleteEndpointResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteDeleteEndpointResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteDeleteEndpointResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteProbeEndpointResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *SiteProbeResult
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SiteProbeEndpointResponse) GetJSON200() *SiteProbeResult {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteProbeEndpointResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteProbeEndpointResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteProbeEndpointResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteProbeEndpointResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteProbeEndpointResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteListJobsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *[]SiteJobStatus
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SiteListJobsResponse) GetJSON200() *[]SiteJobStatus {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteListJobsResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteListJobsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteListJobsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteListJobsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteListJobsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteCreateJobResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *SiteJobStatus
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r SiteCreateJobResponse) GetJSON201() *SiteJobStatus {
+	return r.JSON201
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteCreateJobResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteCreateJobResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteCreateJobResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteCreateJobResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteCreateJobResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteDeleteJobResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteDeleteJobResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteDeleteJobResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteDeleteJobResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteDeleteJobResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteDeleteJobResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteGetJobResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *SiteJobStatus
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SiteGetJobResponse) GetJSON200() *SiteJobStatus {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteGetJobResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteGetJobResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteGetJobResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteGetJobResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteGetJobResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteUpdateJobResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *SiteJobStatus
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SiteUpdateJobResponse) GetJSON200() *SiteJobStatus {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteUpdateJobResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteUpdateJobResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteUpdateJobResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteUpdateJobResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteUpdateJobResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteDisableJobResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *SiteJobStatus
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SiteDisableJobResponse) GetJSON200() *SiteJobStatus {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteDisableJobResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteDisableJobResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteDisableJobResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteDisableJobResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteDisableJobResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteEnableJobResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *SiteJobStatus
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SiteEnableJobResponse) GetJSON200() *SiteJobStatus {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteEnableJobResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteEnableJobResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteEnableJobResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteEnableJobResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteEnableJobResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteRunJobResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *SiteRunStatus
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON202 returns the response for an HTTP 202 `application/json` response
+func (r SiteRunJobResponse) GetJSON202() *SiteRunStatus {
+	return r.JSON202
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteRunJobResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteRunJobResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteRunJobResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteRunJobResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteRunJobResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteListKeysResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *[]SiteKeyStatus
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SiteListKeysResponse) GetJSON200() *[]SiteKeyStatus {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteListKeysResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteListKeysResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteListKeysResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteListKeysResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteListKeysResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteImportKitResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *SiteKeyStatus
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SiteImportKitResponse) GetJSON200() *SiteKeyStatus {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteImportKitResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteImportKitResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteImportKitResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteImportKitResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteImportKitResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteExportKitResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *SiteExportedKit
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SiteExportKitResponse) GetJSON200() *SiteExportedKit {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteExportKitResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteExportKitResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteExportKitResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteExportKitResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteExportKitResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteAcceptKitResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *SiteKeyStatus
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SiteAcceptKitResponse) GetJSON200() *SiteKeyStatus {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteAcceptKitResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteAcceptKitResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteAcceptKitResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteAcceptKitResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteAcceptKitResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteDeclineKitResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *SiteKeyStatus
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SiteDeclineKitResponse) GetJSON200() *SiteKeyStatus {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteDeclineKitResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteDeclineKitResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteDeclineKitResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteDeclineKitResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteDeclineKitResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteListMachinesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *[]SiteMachineStatus
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SiteListMachinesResponse) GetJSON200() *[]SiteMachineStatus {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteListMachinesResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteListMachinesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteListMachinesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteListMachinesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteListMachinesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteListPluginsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *[]SitePluginStatus
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SiteListPluginsResponse) GetJSON200() *[]SitePluginStatus {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteListPluginsResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteListPluginsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteListPluginsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteListPluginsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteListPluginsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteEnablePluginResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *SitePluginStatus
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r SiteEnablePluginResponse) GetJSON201() *SitePluginStatus {
+	return r.JSON201
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteEnablePluginResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteEnablePluginResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteEnablePluginResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteEnablePluginResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteEnablePluginResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteDisablePluginResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteDisablePluginResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteDisablePluginResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteDisablePluginResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteDisablePluginResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteDisablePluginResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteDescribePluginResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *SitePluginStatus
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SiteDescribePluginResponse) GetJSON200() *SitePluginStatus {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteDescribePluginResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteDescribePluginResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteDescribePluginResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteDescribePluginResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteDescribePluginResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteListPointsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *[]SitePointStatus
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SiteListPointsResponse) GetJSON200() *[]SitePointStatus {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteListPointsResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteListPointsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteListPointsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteListPointsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteListPointsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteForgetPointResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteForgetPointResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteForgetPointResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteForgetPointResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteForgetPointResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteForgetPointResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteGetPointResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *SitePointStatus
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SiteGetPointResponse) GetJSON200() *SitePointStatus {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteGetPointResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteGetPointResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteGetPointResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteGetPointResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteGetPointResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteVerifyPointResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *SiteRunStatus
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON202 returns the response for an HTTP 202 `application/json` response
+func (r SiteVerifyPointResponse) GetJSON202() *SiteRunStatus {
+	return r.JSON202
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteVerifyPointResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteVerifyPointResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteVerifyPointResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteVerifyPointResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteVerifyPointResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteListProvidersResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *[]SiteConnectionStatus
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SiteListProvidersResponse) GetJSON200() *[]SiteConnectionStatus {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteListProvidersResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteListProvidersResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteListProvidersResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteListProvidersResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteListProvidersResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteConnectResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *SiteConnectionStatus
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r SiteConnectResponse) GetJSON201() *SiteConnectionStatus {
+	return r.JSON201
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteConnectResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteConnectResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteConnectResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteConnectResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteConnectResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteDisconnectResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteDisconnectResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteDisconnectResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteDisconnectResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteDisconnectResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteDisconnectResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteRestoreDiskResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *SiteRunStatus
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON202 returns the response for an HTTP 202 `application/json` response
+func (r SiteRestoreDiskResponse) GetJSON202() *SiteRunStatus {
+	return r.JSON202
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteRestoreDiskResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteRestoreDiskResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteRestoreDiskResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteRestoreDiskResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteRestoreDiskResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteRestoreMachineResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *SiteRunStatus
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON202 returns the response for an HTTP 202 `application/json` response
+func (r SiteRestoreMachineResponse) GetJSON202() *SiteRunStatus {
+	return r.JSON202
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteRestoreMachineResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteRestoreMachineResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteRestoreMachineResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteRestoreMachineResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteRestoreMachineResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteListRunsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *[]SiteRunStatus
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SiteListRunsResponse) GetJSON200() *[]SiteRunStatus {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteListRunsResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteListRunsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteListRunsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteListRunsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteListRunsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteGetRunResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *SiteRunStatus
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SiteGetRunResponse) GetJSON200() *SiteRunStatus {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteGetRunResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteGetRunResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteGetRunResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteGetRunResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteGetRunResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteCancelRunResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *SiteRunStatus
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON202 returns the response for an HTTP 202 `application/json` response
+func (r SiteCancelRunResponse) GetJSON202() *SiteRunStatus {
+	return r.JSON202
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteCancelRunResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteCancelRunResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteCancelRunResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteCancelRunResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteCancelRunResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteWatchRunResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteWatchRunResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteWatchRunResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteWatchRunResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteWatchRunResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteWatchRunResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetStatusResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Status
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetStatusResponse) GetJSON200() *Status {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetStatusResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetStatusResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetStatusResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetStatusResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetStatusResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListTenantsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *TenantPage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListTenantsResponse) GetJSON200() *TenantPage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListTenantsResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListTenantsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListTenantsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListTenantsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListTenantsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type CreateTenantResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *Tenant
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r CreateTenantResponse) GetJSON201() *Tenant {
+	return r.JSON201
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r CreateTenantResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r CreateTenantResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CreateTenantResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CreateTenantResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CreateTenantResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type DeleteTenantResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r DeleteTenantResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r DeleteTenantResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DeleteTenantResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DeleteTenantResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DeleteTenantResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetTenantResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Tenant
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetTenantResponse) GetJSON200() *Tenant {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetTenantResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetTenantResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetTenantResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetTenantResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetTenantResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type UpdateTenantResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Tenant
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r UpdateTenantResponse) GetJSON200() *Tenant {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r UpdateTenantResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r UpdateTenantResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r UpdateTenantResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r UpdateTenantResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r UpdateTenantResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListAgentsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *[]SiteAgent
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListAgentsResponse) GetJSON200() *[]SiteAgent {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListAgentsResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListAgentsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListAgentsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListAgentsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListAgentsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type RevokeAgentResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *SiteAgent
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r RevokeAgentResponse) GetJSON200() *SiteAgent {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r RevokeAgentResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r RevokeAgentResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RevokeAgentResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RevokeAgentResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RevokeAgentResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListCloudRepositoriesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *CloudPage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListCloudRepositoriesResponse) GetJSON200() *CloudPage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListCloudRepositoriesResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListCloudRepositoriesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListCloudRepositoriesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListCloudRepositoriesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListCloudRepositoriesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type CreateCloudRepositoryResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *CloudRepository
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r CreateCloudRepositoryResponse) GetJSON201() *CloudRepository {
+	return r.JSON201
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r CreateCloudRepositoryResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r CreateCloudRepositoryResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CreateCloudRepositoryResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CreateCloudRepositoryResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CreateCloudRepositoryResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type DeleteCloudRepositoryResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r DeleteCloudRepositoryResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r DeleteCloudRepositoryResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DeleteCloudRepositoryResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DeleteCloudRepositoryResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DeleteCloudRepositoryResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetCloudRepositoryResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *CloudRepository
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetCloudRepositoryResponse) GetJSON200() *CloudRepository {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetCloudRepositoryResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetCloudRepositoryResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetCloudRepositoryResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetCloudRepositoryResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetCloudRepositoryResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type UpdateCloudRepositoryResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *CloudRepository
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r UpdateCloudRepositoryResponse) GetJSON200() *CloudRepository {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r UpdateCloudRepositoryResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r UpdateCloudRepositoryResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r UpdateCloudRepositoryResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r UpdateCloudRepositoryResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r UpdateCloudRepositoryResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type CollectCloudRepositoryResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *Run
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON202 returns the response for an HTTP 202 `application/json` response
+func (r CollectCloudRepositoryResponse) GetJSON202() *Run {
+	return r.JSON202
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r CollectCloudRepositoryResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r CollectCloudRepositoryResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CollectCloudRepositoryResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CollectCloudRepositoryResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CollectCloudRepositoryResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ImportCloudRepositoryResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *Run
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON202 returns the response for an HTTP 202 `application/json` response
+func (r ImportCloudRepositoryResponse) GetJSON202() *Run {
+	return r.JSON202
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ImportCloudRepositoryResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ImportCloudRepositoryResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ImportCloudRepositoryResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ImportCloudRepositoryResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ImportCloudRepositoryResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListPointsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *PointPage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListPointsResponse) GetJSON200() *PointPage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListPointsResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListPointsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListPointsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListPointsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListPointsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type VerifyCloudRepositoryResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *Run
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON202 returns the response for an HTTP 202 `application/json` response
+func (r VerifyCloudRepositoryResponse) GetJSON202() *Run {
+	return r.JSON202
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r VerifyCloudRepositoryResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r VerifyCloudRepositoryResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r VerifyCloudRepositoryResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r VerifyCloudRepositoryResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r VerifyCloudRepositoryResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type DisableTenantResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Tenant
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r DisableTenantResponse) GetJSON200() *Tenant {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r DisableTenantResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r DisableTenantResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DisableTenantResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DisableTenantResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DisableTenantResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type EnableTenantResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Tenant
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r EnableTenantResponse) GetJSON200() *Tenant {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r EnableTenantResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r EnableTenantResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r EnableTenantResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r EnableTenantResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r EnableTenantResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListEnrolmentsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *[]Enrolment
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListEnrolmentsResponse) GetJSON200() *[]Enrolment {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListEnrolmentsResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListEnrolmentsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListEnrolmentsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListEnrolmentsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListEnrolmentsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type CreateEnrolmentResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *NewEnrolment
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r CreateEnrolmentResponse) GetJSON201() *NewEnrolment {
+	return r.JSON201
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r CreateEnrolmentResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r CreateEnrolmentResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CreateEnrolmentResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CreateEnrolmentResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CreateEnrolmentResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type DeleteEnrolmentResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r DeleteEnrolmentResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r DeleteEnrolmentResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DeleteEnrolmentResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DeleteEnrolmentResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DeleteEnrolmentResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SetLeaseResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Tenant
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SetLeaseResponse) GetJSON200() *Tenant {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SetLeaseResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SetLeaseResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SetLeaseResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SetLeaseResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SetLeaseResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -2123,6 +13670,115 @@ func (r CreateTokenResponse) ContentType() string {
 	return ""
 }
 
+// ListAuditWithResponse Read an audit chain
+//
+// Needs the view level on the tenant that is named, else at the provider.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/audit (the `ListAudit` operationId).
+func (c *ClientWithResponses) ListAuditWithResponse(ctx context.Context, params *ListAuditParams, reqEditors ...RequestEditorFn) (*ListAuditResponse, error) {
+	rsp, err := c.ListAudit(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListAuditResponse(rsp)
+}
+
+// VerifyAuditWithResponse Check that an audit chain is whole
+//
+// Needs the view level on the tenant that is named, else at the provider.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/audit/proof (the `VerifyAudit` operationId).
+func (c *ClientWithResponses) VerifyAuditWithResponse(ctx context.Context, params *VerifyAuditParams, reqEditors ...RequestEditorFn) (*VerifyAuditResponse, error) {
+	rsp, err := c.VerifyAudit(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseVerifyAuditResponse(rsp)
+}
+
+// RemoveCertificateWithResponse Go back to certificates of the provider's own CA
+//
+// Needs the manage level at the provider.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /v1/certificate (the `RemoveCertificate` operationId).
+func (c *ClientWithResponses) RemoveCertificateWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*RemoveCertificateResponse, error) {
+	rsp, err := c.RemoveCertificate(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRemoveCertificateResponse(rsp)
+}
+
+// GetCertificateWithResponse Show the server's certificate and the fingerprint to send to tenants
+//
+// For every signed-in user.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/certificate (the `GetCertificate` operationId).
+func (c *ClientWithResponses) GetCertificateWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetCertificateResponse, error) {
+	rsp, err := c.GetCertificate(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetCertificateResponse(rsp)
+}
+
+// ReplaceCertificateWithBodyWithResponse Import a certificate from PEM or PFX
+//
+// Every server of the provider presents it at once, without a restart.
+//
+// Needs the manage level at the provider.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /v1/certificate (the `ReplaceCertificate` operationId).
+func (c *ClientWithResponses) ReplaceCertificateWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ReplaceCertificateResponse, error) {
+	rsp, err := c.ReplaceCertificateWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseReplaceCertificateResponse(rsp)
+}
+
+// ReplaceCertificateWithResponse Import a certificate from PEM or PFX
+//
+// Every server of the provider presents it at once, without a restart.
+//
+// Needs the manage level at the provider.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /v1/certificate (the `ReplaceCertificate` operationId).
+func (c *ClientWithResponses) ReplaceCertificateWithResponse(ctx context.Context, body ReplaceCertificateJSONRequestBody, reqEditors ...RequestEditorFn) (*ReplaceCertificateResponse, error) {
+	rsp, err := c.ReplaceCertificate(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseReplaceCertificateResponse(rsp)
+}
+
+// ListAllCloudRepositoriesWithResponse List the cloud repositories of all tenants
+//
+// Needs the view level at the provider.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/cloud-repositories (the `ListAllCloudRepositories` operationId).
+func (c *ClientWithResponses) ListAllCloudRepositoriesWithResponse(ctx context.Context, params *ListAllCloudRepositoriesParams, reqEditors ...RequestEditorFn) (*ListAllCloudRepositoriesResponse, error) {
+	rsp, err := c.ListAllCloudRepositories(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListAllCloudRepositoriesResponse(rsp)
+}
+
 // GetHealthWithResponse Say whether the server works
 //
 // Needs no token.
@@ -2200,6 +13856,1370 @@ func (c *ClientWithResponses) GetMeWithResponse(ctx context.Context, reqEditors 
 		return nil, err
 	}
 	return ParseGetMeResponse(rsp)
+}
+
+// ListRepositoriesWithResponse List the provider's repositories
+//
+// Needs the view level at the provider.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/repositories (the `ListRepositories` operationId).
+func (c *ClientWithResponses) ListRepositoriesWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListRepositoriesResponse, error) {
+	rsp, err := c.ListRepositories(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListRepositoriesResponse(rsp)
+}
+
+// AddRepositoryWithBodyWithResponse Add a repository
+//
+// Needs the manage level at the provider.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/repositories (the `AddRepository` operationId).
+func (c *ClientWithResponses) AddRepositoryWithBodyWithResponse(ctx context.Context, params *AddRepositoryParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AddRepositoryResponse, error) {
+	rsp, err := c.AddRepositoryWithBody(ctx, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAddRepositoryResponse(rsp)
+}
+
+// AddRepositoryWithResponse Add a repository
+//
+// Needs the manage level at the provider.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/repositories (the `AddRepository` operationId).
+func (c *ClientWithResponses) AddRepositoryWithResponse(ctx context.Context, params *AddRepositoryParams, body AddRepositoryJSONRequestBody, reqEditors ...RequestEditorFn) (*AddRepositoryResponse, error) {
+	rsp, err := c.AddRepository(ctx, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAddRepositoryResponse(rsp)
+}
+
+// RemoveRepositoryWithResponse Forget a repository
+//
+// Its objects stay where they are.
+//
+// Needs the manage level at the provider.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /v1/repositories/{repository} (the `RemoveRepository` operationId).
+func (c *ClientWithResponses) RemoveRepositoryWithResponse(ctx context.Context, repository string, reqEditors ...RequestEditorFn) (*RemoveRepositoryResponse, error) {
+	rsp, err := c.RemoveRepository(ctx, repository, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRemoveRepositoryResponse(rsp)
+}
+
+// UpdateRepositoryWithBodyWithResponse Change a repository
+//
+// Needs the manage level at the provider.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /v1/repositories/{repository} (the `UpdateRepository` operationId).
+func (c *ClientWithResponses) UpdateRepositoryWithBodyWithResponse(ctx context.Context, repository string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdateRepositoryResponse, error) {
+	rsp, err := c.UpdateRepositoryWithBody(ctx, repository, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdateRepositoryResponse(rsp)
+}
+
+// UpdateRepositoryWithResponse Change a repository
+//
+// Needs the manage level at the provider.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /v1/repositories/{repository} (the `UpdateRepository` operationId).
+func (c *ClientWithResponses) UpdateRepositoryWithResponse(ctx context.Context, repository string, body UpdateRepositoryJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateRepositoryResponse, error) {
+	rsp, err := c.UpdateRepository(ctx, repository, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdateRepositoryResponse(rsp)
+}
+
+// ListRunsWithResponse List the provider's runs
+//
+// Needs the view level at the provider.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/runs (the `ListRuns` operationId).
+func (c *ClientWithResponses) ListRunsWithResponse(ctx context.Context, params *ListRunsParams, reqEditors ...RequestEditorFn) (*ListRunsResponse, error) {
+	rsp, err := c.ListRuns(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListRunsResponse(rsp)
+}
+
+// GetRunWithResponse Show a run
+//
+// Needs the view level at the provider.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/runs/{run} (the `GetRun` operationId).
+func (c *ClientWithResponses) GetRunWithResponse(ctx context.Context, run string, reqEditors ...RequestEditorFn) (*GetRunResponse, error) {
+	rsp, err := c.GetRun(ctx, run, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetRunResponse(rsp)
+}
+
+// CancelRunWithResponse Ask a run to end
+//
+// Needs the operate level at the provider.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/runs/{run}/cancel (the `CancelRun` operationId).
+func (c *ClientWithResponses) CancelRunWithResponse(ctx context.Context, run string, reqEditors ...RequestEditorFn) (*CancelRunResponse, error) {
+	rsp, err := c.CancelRun(ctx, run, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCancelRunResponse(rsp)
+}
+
+// WatchRunWithResponse Watch a run
+//
+// Server-sent events: run whenever it changed, and once it has ended, after which the stream ends; problem if it cannot be watched.
+//
+// Needs the view level at the provider.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/runs/{run}/events (the `WatchRun` operationId).
+func (c *ClientWithResponses) WatchRunWithResponse(ctx context.Context, run string, reqEditors ...RequestEditorFn) (*WatchRunResponse, error) {
+	rsp, err := c.WatchRun(ctx, run, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseWatchRunResponse(rsp)
+}
+
+// SiteStatusWithResponse Show the site at a glance
+//
+// Says what to do next, in order, until backups run.
+//
+// Served by the agent on its local socket.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/site (the `SiteStatus` operationId).
+func (c *ClientWithResponses) SiteStatusWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*SiteStatusResponse, error) {
+	rsp, err := c.SiteStatus(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteStatusResponse(rsp)
+}
+
+// SiteListEndpointsWithResponse List endpoints
+//
+// Served by the agent on its local socket.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/site/endpoints (the `SiteListEndpoints` operationId).
+func (c *ClientWithResponses) SiteListEndpointsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*SiteListEndpointsResponse, error) {
+	rsp, err := c.SiteListEndpoints(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteListEndpointsResponse(rsp)
+}
+
+// SiteAddEndpointWithBodyWithResponse Add an endpoint
+//
+// Asks the plugin first whether the settings can be used. Secrets in them are sealed at rest and never shown.
+//
+// Served by the agent on its local socket.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/site/endpoints (the `SiteAddEndpoint` operationId).
+func (c *ClientWithResponses) SiteAddEndpointWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SiteAddEndpointResponse, error) {
+	rsp, err := c.SiteAddEndpointWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteAddEndpointResponse(rsp)
+}
+
+// SiteAddEndpointWithResponse Add an endpoint
+//
+// Asks the plugin first whether the settings can be used. Secrets in them are sealed at rest and never shown.
+//
+// Served by the agent on its local socket.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/site/endpoints (the `SiteAddEndpoint` operationId).
+func (c *ClientWithResponses) SiteAddEndpointWithResponse(ctx context.Context, body SiteAddEndpointJSONRequestBody, reqEditors ...RequestEditorFn) (*SiteAddEndpointResponse, error) {
+	rsp, err := c.SiteAddEndpoint(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteAddEndpointResponse(rsp)
+}
+
+// SiteDeleteEndpointWithResponse Forget an endpoint that no job uses
+//
+// Served by the agent on its local socket.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /v1/site/endpoints/{endpoint} (the `SiteDeleteEndpoint` operationId).
+func (c *ClientWithResponses) SiteDeleteEndpointWithResponse(ctx context.Context, endpoint string, reqEditors ...RequestEditorFn) (*SiteDeleteEndpointResponse, error) {
+	rsp, err := c.SiteDeleteEndpoint(ctx, endpoint, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteDeleteEndpointResponse(rsp)
+}
+
+// SiteProbeEndpointWithResponse Say what works at an endpoint now, and why not
+//
+// Served by the agent on its local socket.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/site/endpoints/{endpoint}/probe (the `SiteProbeEndpoint` operationId).
+func (c *ClientWithResponses) SiteProbeEndpointWithResponse(ctx context.Context, endpoint string, reqEditors ...RequestEditorFn) (*SiteProbeEndpointResponse, error) {
+	rsp, err := c.SiteProbeEndpoint(ctx, endpoint, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteProbeEndpointResponse(rsp)
+}
+
+// SiteListJobsWithResponse List jobs
+//
+// Served by the agent on its local socket.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/site/jobs (the `SiteListJobs` operationId).
+func (c *ClientWithResponses) SiteListJobsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*SiteListJobsResponse, error) {
+	rsp, err := c.SiteListJobs(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteListJobsResponse(rsp)
+}
+
+// SiteCreateJobWithBodyWithResponse Create a job
+//
+// What it names has to exist.
+//
+// Served by the agent on its local socket.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/site/jobs (the `SiteCreateJob` operationId).
+func (c *ClientWithResponses) SiteCreateJobWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SiteCreateJobResponse, error) {
+	rsp, err := c.SiteCreateJobWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteCreateJobResponse(rsp)
+}
+
+// SiteCreateJobWithResponse Create a job
+//
+// What it names has to exist.
+//
+// Served by the agent on its local socket.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/site/jobs (the `SiteCreateJob` operationId).
+func (c *ClientWithResponses) SiteCreateJobWithResponse(ctx context.Context, body SiteCreateJobJSONRequestBody, reqEditors ...RequestEditorFn) (*SiteCreateJobResponse, error) {
+	rsp, err := c.SiteCreateJob(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteCreateJobResponse(rsp)
+}
+
+// SiteDeleteJobWithResponse Delete a job
+//
+// The points that it made stay.
+//
+// Served by the agent on its local socket.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /v1/site/jobs/{job} (the `SiteDeleteJob` operationId).
+func (c *ClientWithResponses) SiteDeleteJobWithResponse(ctx context.Context, job string, reqEditors ...RequestEditorFn) (*SiteDeleteJobResponse, error) {
+	rsp, err := c.SiteDeleteJob(ctx, job, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteDeleteJobResponse(rsp)
+}
+
+// SiteGetJobWithResponse Show a job
+//
+// Served by the agent on its local socket.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/site/jobs/{job} (the `SiteGetJob` operationId).
+func (c *ClientWithResponses) SiteGetJobWithResponse(ctx context.Context, job string, reqEditors ...RequestEditorFn) (*SiteGetJobResponse, error) {
+	rsp, err := c.SiteGetJob(ctx, job, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteGetJobResponse(rsp)
+}
+
+// SiteUpdateJobWithBodyWithResponse Replace a job's settings
+//
+// Served by the agent on its local socket.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /v1/site/jobs/{job} (the `SiteUpdateJob` operationId).
+func (c *ClientWithResponses) SiteUpdateJobWithBodyWithResponse(ctx context.Context, job string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SiteUpdateJobResponse, error) {
+	rsp, err := c.SiteUpdateJobWithBody(ctx, job, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteUpdateJobResponse(rsp)
+}
+
+// SiteUpdateJobWithResponse Replace a job's settings
+//
+// Served by the agent on its local socket.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /v1/site/jobs/{job} (the `SiteUpdateJob` operationId).
+func (c *ClientWithResponses) SiteUpdateJobWithResponse(ctx context.Context, job string, body SiteUpdateJobJSONRequestBody, reqEditors ...RequestEditorFn) (*SiteUpdateJobResponse, error) {
+	rsp, err := c.SiteUpdateJob(ctx, job, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteUpdateJobResponse(rsp)
+}
+
+// SiteDisableJobWithResponse Keep the schedule from starting a job
+//
+// By hand it still runs.
+//
+// Served by the agent on its local socket.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/site/jobs/{job}/disable (the `SiteDisableJob` operationId).
+func (c *ClientWithResponses) SiteDisableJobWithResponse(ctx context.Context, job string, reqEditors ...RequestEditorFn) (*SiteDisableJobResponse, error) {
+	rsp, err := c.SiteDisableJob(ctx, job, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteDisableJobResponse(rsp)
+}
+
+// SiteEnableJobWithResponse Let the schedule start a job
+//
+// Served by the agent on its local socket.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/site/jobs/{job}/enable (the `SiteEnableJob` operationId).
+func (c *ClientWithResponses) SiteEnableJobWithResponse(ctx context.Context, job string, reqEditors ...RequestEditorFn) (*SiteEnableJobResponse, error) {
+	rsp, err := c.SiteEnableJob(ctx, job, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteEnableJobResponse(rsp)
+}
+
+// SiteRunJobWithResponse Start a job now
+//
+// Answers the run, to be watched.
+//
+// Served by the agent on its local socket.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/site/jobs/{job}/runs (the `SiteRunJob` operationId).
+func (c *ClientWithResponses) SiteRunJobWithResponse(ctx context.Context, job string, reqEditors ...RequestEditorFn) (*SiteRunJobResponse, error) {
+	rsp, err := c.SiteRunJob(ctx, job, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteRunJobResponse(rsp)
+}
+
+// SiteListKeysWithResponse List keyrings
+//
+// Served by the agent on its local socket.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/site/keys (the `SiteListKeys` operationId).
+func (c *ClientWithResponses) SiteListKeysWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*SiteListKeysResponse, error) {
+	rsp, err := c.SiteListKeys(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteListKeysResponse(rsp)
+}
+
+// SiteImportKitWithBodyWithResponse Take a recovery kit's keyring
+//
+// For new backups too if the site has no keyring in use yet, else only to read old ones.
+//
+// Served by the agent on its local socket.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/site/keys/import (the `SiteImportKit` operationId).
+func (c *ClientWithResponses) SiteImportKitWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SiteImportKitResponse, error) {
+	rsp, err := c.SiteImportKitWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteImportKitResponse(rsp)
+}
+
+// SiteImportKitWithResponse Take a recovery kit's keyring
+//
+// For new backups too if the site has no keyring in use yet, else only to read old ones.
+//
+// Served by the agent on its local socket.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/site/keys/import (the `SiteImportKit` operationId).
+func (c *ClientWithResponses) SiteImportKitWithResponse(ctx context.Context, body SiteImportKitJSONRequestBody, reqEditors ...RequestEditorFn) (*SiteImportKitResponse, error) {
+	rsp, err := c.SiteImportKit(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteImportKitResponse(rsp)
+}
+
+// SiteExportKitWithBodyWithResponse Make a recovery kit of the current keyring
+//
+// Makes the keyring if there is none. It comes into use when the kit is accepted. The keyring encrypts every backup of this site, and the provider does not have it. If this machine is lost and there is no recovery kit, all backups are lost: nobody can open them, the provider included.
+//
+// Served by the agent on its local socket.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/site/keys/kit (the `SiteExportKit` operationId).
+func (c *ClientWithResponses) SiteExportKitWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SiteExportKitResponse, error) {
+	rsp, err := c.SiteExportKitWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteExportKitResponse(rsp)
+}
+
+// SiteExportKitWithResponse Make a recovery kit of the current keyring
+//
+// Makes the keyring if there is none. It comes into use when the kit is accepted. The keyring encrypts every backup of this site, and the provider does not have it. If this machine is lost and there is no recovery kit, all backups are lost: nobody can open them, the provider included.
+//
+// Served by the agent on its local socket.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/site/keys/kit (the `SiteExportKit` operationId).
+func (c *ClientWithResponses) SiteExportKitWithResponse(ctx context.Context, body SiteExportKitJSONRequestBody, reqEditors ...RequestEditorFn) (*SiteExportKitResponse, error) {
+	rsp, err := c.SiteExportKit(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteExportKitResponse(rsp)
+}
+
+// SiteAcceptKitWithBodyWithResponse Take the keyring into use, because its kit was written
+//
+// Served by the agent on its local socket.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/site/keys/kit/accept (the `SiteAcceptKit` operationId).
+func (c *ClientWithResponses) SiteAcceptKitWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SiteAcceptKitResponse, error) {
+	rsp, err := c.SiteAcceptKitWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteAcceptKitResponse(rsp)
+}
+
+// SiteAcceptKitWithResponse Take the keyring into use, because its kit was written
+//
+// Served by the agent on its local socket.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/site/keys/kit/accept (the `SiteAcceptKit` operationId).
+func (c *ClientWithResponses) SiteAcceptKitWithResponse(ctx context.Context, body SiteAcceptKitJSONRequestBody, reqEditors ...RequestEditorFn) (*SiteAcceptKitResponse, error) {
+	rsp, err := c.SiteAcceptKit(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteAcceptKitResponse(rsp)
+}
+
+// SiteDeclineKitWithBodyWithResponse Take the keyring into use without a recovery kit
+//
+// The keyring encrypts every backup of this site, and the provider does not have it. If this machine is lost and there is no recovery kit, all backups are lost: nobody can open them, the provider included.
+//
+// Served by the agent on its local socket.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/site/keys/kit/decline (the `SiteDeclineKit` operationId).
+func (c *ClientWithResponses) SiteDeclineKitWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SiteDeclineKitResponse, error) {
+	rsp, err := c.SiteDeclineKitWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteDeclineKitResponse(rsp)
+}
+
+// SiteDeclineKitWithResponse Take the keyring into use without a recovery kit
+//
+// The keyring encrypts every backup of this site, and the provider does not have it. If this machine is lost and there is no recovery kit, all backups are lost: nobody can open them, the provider included.
+//
+// Served by the agent on its local socket.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/site/keys/kit/decline (the `SiteDeclineKit` operationId).
+func (c *ClientWithResponses) SiteDeclineKitWithResponse(ctx context.Context, body SiteDeclineKitJSONRequestBody, reqEditors ...RequestEditorFn) (*SiteDeclineKitResponse, error) {
+	rsp, err := c.SiteDeclineKit(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteDeclineKitResponse(rsp)
+}
+
+// SiteListMachinesWithResponse List the machines of an endpoint, or of all
+//
+// Served by the agent on its local socket.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/site/machines (the `SiteListMachines` operationId).
+func (c *ClientWithResponses) SiteListMachinesWithResponse(ctx context.Context, params *SiteListMachinesParams, reqEditors ...RequestEditorFn) (*SiteListMachinesResponse, error) {
+	rsp, err := c.SiteListMachines(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteListMachinesResponse(rsp)
+}
+
+// SiteListPluginsWithResponse List plugins that are installed or enabled
+//
+// Served by the agent on its local socket.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/site/plugins (the `SiteListPlugins` operationId).
+func (c *ClientWithResponses) SiteListPluginsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*SiteListPluginsResponse, error) {
+	rsp, err := c.SiteListPlugins(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteListPluginsResponse(rsp)
+}
+
+// SiteEnablePluginWithBodyWithResponse Trust a plugin's program as it is now
+//
+// Pins the SHA-256 of the program, which is compared at every start. Enable it again after an upgrade.
+//
+// Served by the agent on its local socket.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/site/plugins (the `SiteEnablePlugin` operationId).
+func (c *ClientWithResponses) SiteEnablePluginWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SiteEnablePluginResponse, error) {
+	rsp, err := c.SiteEnablePluginWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteEnablePluginResponse(rsp)
+}
+
+// SiteEnablePluginWithResponse Trust a plugin's program as it is now
+//
+// Pins the SHA-256 of the program, which is compared at every start. Enable it again after an upgrade.
+//
+// Served by the agent on its local socket.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/site/plugins (the `SiteEnablePlugin` operationId).
+func (c *ClientWithResponses) SiteEnablePluginWithResponse(ctx context.Context, body SiteEnablePluginJSONRequestBody, reqEditors ...RequestEditorFn) (*SiteEnablePluginResponse, error) {
+	rsp, err := c.SiteEnablePlugin(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteEnablePluginResponse(rsp)
+}
+
+// SiteDisablePluginWithResponse Trust a plugin no longer
+//
+// Refused while an endpoint needs it.
+//
+// Served by the agent on its local socket.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /v1/site/plugins/{plugin} (the `SiteDisablePlugin` operationId).
+func (c *ClientWithResponses) SiteDisablePluginWithResponse(ctx context.Context, plugin string, reqEditors ...RequestEditorFn) (*SiteDisablePluginResponse, error) {
+	rsp, err := c.SiteDisablePlugin(ctx, plugin, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteDisablePluginResponse(rsp)
+}
+
+// SiteDescribePluginWithResponse Show an enabled plugin and the settings that it takes
+//
+// Served by the agent on its local socket.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/site/plugins/{plugin} (the `SiteDescribePlugin` operationId).
+func (c *ClientWithResponses) SiteDescribePluginWithResponse(ctx context.Context, plugin string, reqEditors ...RequestEditorFn) (*SiteDescribePluginResponse, error) {
+	rsp, err := c.SiteDescribePlugin(ctx, plugin, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteDescribePluginResponse(rsp)
+}
+
+// SiteListPointsWithResponse List points, newest first
+//
+// Served by the agent on its local socket.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/site/points (the `SiteListPoints` operationId).
+func (c *ClientWithResponses) SiteListPointsWithResponse(ctx context.Context, params *SiteListPointsParams, reqEditors ...RequestEditorFn) (*SiteListPointsResponse, error) {
+	rsp, err := c.SiteListPoints(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteListPointsResponse(rsp)
+}
+
+// SiteForgetPointWithResponse Give up a point
+//
+// Other points keep what they share with it.
+//
+// Served by the agent on its local socket.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /v1/site/points/{point} (the `SiteForgetPoint` operationId).
+func (c *ClientWithResponses) SiteForgetPointWithResponse(ctx context.Context, point string, reqEditors ...RequestEditorFn) (*SiteForgetPointResponse, error) {
+	rsp, err := c.SiteForgetPoint(ctx, point, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteForgetPointResponse(rsp)
+}
+
+// SiteGetPointWithResponse Show a point
+//
+// Served by the agent on its local socket.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/site/points/{point} (the `SiteGetPoint` operationId).
+func (c *ClientWithResponses) SiteGetPointWithResponse(ctx context.Context, point string, reqEditors ...RequestEditorFn) (*SiteGetPointResponse, error) {
+	rsp, err := c.SiteGetPoint(ctx, point, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteGetPointResponse(rsp)
+}
+
+// SiteVerifyPointWithResponse Fetch, open and hash every chunk of a point
+//
+// Answers the run, to be watched. Damage is sent again by the next backup of a machine that still has the blocks.
+//
+// Served by the agent on its local socket.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/site/points/{point}/verify (the `SiteVerifyPoint` operationId).
+func (c *ClientWithResponses) SiteVerifyPointWithResponse(ctx context.Context, point string, reqEditors ...RequestEditorFn) (*SiteVerifyPointResponse, error) {
+	rsp, err := c.SiteVerifyPoint(ctx, point, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteVerifyPointResponse(rsp)
+}
+
+// SiteListProvidersWithResponse List the providers that the site is connected to
+//
+// Served by the agent on its local socket.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/site/providers (the `SiteListProviders` operationId).
+func (c *ClientWithResponses) SiteListProvidersWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*SiteListProvidersResponse, error) {
+	rsp, err := c.SiteListProviders(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteListProvidersResponse(rsp)
+}
+
+// SiteConnectWithBodyWithResponse Connect the site to a provider
+//
+// Checks the provider's fingerprint before the token is sent. Repeating it after a lost answer works with the same token.
+//
+// Served by the agent on its local socket.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/site/providers (the `SiteConnect` operationId).
+func (c *ClientWithResponses) SiteConnectWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SiteConnectResponse, error) {
+	rsp, err := c.SiteConnectWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteConnectResponse(rsp)
+}
+
+// SiteConnectWithResponse Connect the site to a provider
+//
+// Checks the provider's fingerprint before the token is sent. Repeating it after a lost answer works with the same token.
+//
+// Served by the agent on its local socket.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/site/providers (the `SiteConnect` operationId).
+func (c *ClientWithResponses) SiteConnectWithResponse(ctx context.Context, body SiteConnectJSONRequestBody, reqEditors ...RequestEditorFn) (*SiteConnectResponse, error) {
+	rsp, err := c.SiteConnect(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteConnectResponse(rsp)
+}
+
+// SiteDisconnectWithResponse Forget a provider
+//
+// Nothing changes at the provider.
+//
+// Served by the agent on its local socket.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /v1/site/providers/{provider} (the `SiteDisconnect` operationId).
+func (c *ClientWithResponses) SiteDisconnectWithResponse(ctx context.Context, provider string, reqEditors ...RequestEditorFn) (*SiteDisconnectResponse, error) {
+	rsp, err := c.SiteDisconnect(ctx, provider, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteDisconnectResponse(rsp)
+}
+
+// SiteRestoreDiskWithBodyWithResponse Restore a disk to a file on the agent's machine
+//
+// Answers the run, to be watched.
+//
+// Served by the agent on its local socket.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/site/restores/disk (the `SiteRestoreDisk` operationId).
+func (c *ClientWithResponses) SiteRestoreDiskWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SiteRestoreDiskResponse, error) {
+	rsp, err := c.SiteRestoreDiskWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteRestoreDiskResponse(rsp)
+}
+
+// SiteRestoreDiskWithResponse Restore a disk to a file on the agent's machine
+//
+// Answers the run, to be watched.
+//
+// Served by the agent on its local socket.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/site/restores/disk (the `SiteRestoreDisk` operationId).
+func (c *ClientWithResponses) SiteRestoreDiskWithResponse(ctx context.Context, body SiteRestoreDiskJSONRequestBody, reqEditors ...RequestEditorFn) (*SiteRestoreDiskResponse, error) {
+	rsp, err := c.SiteRestoreDisk(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteRestoreDiskResponse(rsp)
+}
+
+// SiteRestoreMachineWithBodyWithResponse Restore a machine
+//
+// Answers the run, to be watched.
+//
+// Served by the agent on its local socket.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/site/restores/machine (the `SiteRestoreMachine` operationId).
+func (c *ClientWithResponses) SiteRestoreMachineWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SiteRestoreMachineResponse, error) {
+	rsp, err := c.SiteRestoreMachineWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteRestoreMachineResponse(rsp)
+}
+
+// SiteRestoreMachineWithResponse Restore a machine
+//
+// Answers the run, to be watched.
+//
+// Served by the agent on its local socket.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/site/restores/machine (the `SiteRestoreMachine` operationId).
+func (c *ClientWithResponses) SiteRestoreMachineWithResponse(ctx context.Context, body SiteRestoreMachineJSONRequestBody, reqEditors ...RequestEditorFn) (*SiteRestoreMachineResponse, error) {
+	rsp, err := c.SiteRestoreMachine(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteRestoreMachineResponse(rsp)
+}
+
+// SiteListRunsWithResponse List runs, newest first
+//
+// Served by the agent on its local socket.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/site/runs (the `SiteListRuns` operationId).
+func (c *ClientWithResponses) SiteListRunsWithResponse(ctx context.Context, params *SiteListRunsParams, reqEditors ...RequestEditorFn) (*SiteListRunsResponse, error) {
+	rsp, err := c.SiteListRuns(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteListRunsResponse(rsp)
+}
+
+// SiteGetRunWithResponse Show a run
+//
+// Served by the agent on its local socket.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/site/runs/{run} (the `SiteGetRun` operationId).
+func (c *ClientWithResponses) SiteGetRunWithResponse(ctx context.Context, run string, reqEditors ...RequestEditorFn) (*SiteGetRunResponse, error) {
+	rsp, err := c.SiteGetRun(ctx, run, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteGetRunResponse(rsp)
+}
+
+// SiteCancelRunWithResponse Ask a run to stop
+//
+// What arrived at the provider stays there for the next run to find.
+//
+// Served by the agent on its local socket.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/site/runs/{run}/cancel (the `SiteCancelRun` operationId).
+func (c *ClientWithResponses) SiteCancelRunWithResponse(ctx context.Context, run string, reqEditors ...RequestEditorFn) (*SiteCancelRunResponse, error) {
+	rsp, err := c.SiteCancelRun(ctx, run, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteCancelRunResponse(rsp)
+}
+
+// SiteWatchRunWithResponse Watch a run
+//
+// Sends the run as it is now and after each change, and ends after its final state.
+//
+// Served by the agent on its local socket.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/site/runs/{run}/events (the `SiteWatchRun` operationId).
+func (c *ClientWithResponses) SiteWatchRunWithResponse(ctx context.Context, run string, reqEditors ...RequestEditorFn) (*SiteWatchRunResponse, error) {
+	rsp, err := c.SiteWatchRun(ctx, run, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteWatchRunResponse(rsp)
+}
+
+// GetStatusWithResponse Show how the server is
+//
+// Needs the view level at the provider.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/status (the `GetStatus` operationId).
+func (c *ClientWithResponses) GetStatusWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetStatusResponse, error) {
+	rsp, err := c.GetStatus(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetStatusResponse(rsp)
+}
+
+// ListTenantsWithResponse List tenants
+//
+// Needs the view level at the provider.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/tenants (the `ListTenants` operationId).
+func (c *ClientWithResponses) ListTenantsWithResponse(ctx context.Context, params *ListTenantsParams, reqEditors ...RequestEditorFn) (*ListTenantsResponse, error) {
+	rsp, err := c.ListTenants(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListTenantsResponse(rsp)
+}
+
+// CreateTenantWithBodyWithResponse Create a tenant
+//
+// Needs the manage level at the provider.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/tenants (the `CreateTenant` operationId).
+func (c *ClientWithResponses) CreateTenantWithBodyWithResponse(ctx context.Context, params *CreateTenantParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateTenantResponse, error) {
+	rsp, err := c.CreateTenantWithBody(ctx, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateTenantResponse(rsp)
+}
+
+// CreateTenantWithResponse Create a tenant
+//
+// Needs the manage level at the provider.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/tenants (the `CreateTenant` operationId).
+func (c *ClientWithResponses) CreateTenantWithResponse(ctx context.Context, params *CreateTenantParams, body CreateTenantJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateTenantResponse, error) {
+	rsp, err := c.CreateTenant(ctx, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateTenantResponse(rsp)
+}
+
+// DeleteTenantWithResponse Delete a tenant, for good
+//
+// Needs the manage level at the provider.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /v1/tenants/{tenant} (the `DeleteTenant` operationId).
+func (c *ClientWithResponses) DeleteTenantWithResponse(ctx context.Context, tenant string, params *DeleteTenantParams, reqEditors ...RequestEditorFn) (*DeleteTenantResponse, error) {
+	rsp, err := c.DeleteTenant(ctx, tenant, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDeleteTenantResponse(rsp)
+}
+
+// GetTenantWithResponse Show a tenant
+//
+// Needs the view level on the tenant.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/tenants/{tenant} (the `GetTenant` operationId).
+func (c *ClientWithResponses) GetTenantWithResponse(ctx context.Context, tenant string, reqEditors ...RequestEditorFn) (*GetTenantResponse, error) {
+	rsp, err := c.GetTenant(ctx, tenant, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetTenantResponse(rsp)
+}
+
+// UpdateTenantWithBodyWithResponse Change a tenant
+//
+// Needs the manage level at the provider.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /v1/tenants/{tenant} (the `UpdateTenant` operationId).
+func (c *ClientWithResponses) UpdateTenantWithBodyWithResponse(ctx context.Context, tenant string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdateTenantResponse, error) {
+	rsp, err := c.UpdateTenantWithBody(ctx, tenant, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdateTenantResponse(rsp)
+}
+
+// UpdateTenantWithResponse Change a tenant
+//
+// Needs the manage level at the provider.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /v1/tenants/{tenant} (the `UpdateTenant` operationId).
+func (c *ClientWithResponses) UpdateTenantWithResponse(ctx context.Context, tenant string, body UpdateTenantJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateTenantResponse, error) {
+	rsp, err := c.UpdateTenant(ctx, tenant, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdateTenantResponse(rsp)
+}
+
+// ListAgentsWithResponse List a tenant's agents
+//
+// Needs the view level on the tenant.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/tenants/{tenant}/agents (the `ListAgents` operationId).
+func (c *ClientWithResponses) ListAgentsWithResponse(ctx context.Context, tenant string, reqEditors ...RequestEditorFn) (*ListAgentsResponse, error) {
+	rsp, err := c.ListAgents(ctx, tenant, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListAgentsResponse(rsp)
+}
+
+// RevokeAgentWithResponse Revoke an agent, for good
+//
+// Its connections are closed and none of its certificates is accepted any more.
+//
+// Needs the manage level on the tenant.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/tenants/{tenant}/agents/{agent}/revoke (the `RevokeAgent` operationId).
+func (c *ClientWithResponses) RevokeAgentWithResponse(ctx context.Context, tenant string, agent string, reqEditors ...RequestEditorFn) (*RevokeAgentResponse, error) {
+	rsp, err := c.RevokeAgent(ctx, tenant, agent, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRevokeAgentResponse(rsp)
+}
+
+// ListCloudRepositoriesWithResponse List a tenant's cloud repositories
+//
+// Needs the view level on the tenant.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/tenants/{tenant}/cloud-repositories (the `ListCloudRepositories` operationId).
+func (c *ClientWithResponses) ListCloudRepositoriesWithResponse(ctx context.Context, tenant string, params *ListCloudRepositoriesParams, reqEditors ...RequestEditorFn) (*ListCloudRepositoriesResponse, error) {
+	rsp, err := c.ListCloudRepositories(ctx, tenant, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListCloudRepositoriesResponse(rsp)
+}
+
+// CreateCloudRepositoryWithBodyWithResponse Give a tenant a cloud repository
+//
+// Needs the manage level at the provider.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/tenants/{tenant}/cloud-repositories (the `CreateCloudRepository` operationId).
+func (c *ClientWithResponses) CreateCloudRepositoryWithBodyWithResponse(ctx context.Context, tenant string, params *CreateCloudRepositoryParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateCloudRepositoryResponse, error) {
+	rsp, err := c.CreateCloudRepositoryWithBody(ctx, tenant, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateCloudRepositoryResponse(rsp)
+}
+
+// CreateCloudRepositoryWithResponse Give a tenant a cloud repository
+//
+// Needs the manage level at the provider.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/tenants/{tenant}/cloud-repositories (the `CreateCloudRepository` operationId).
+func (c *ClientWithResponses) CreateCloudRepositoryWithResponse(ctx context.Context, tenant string, params *CreateCloudRepositoryParams, body CreateCloudRepositoryJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateCloudRepositoryResponse, error) {
+	rsp, err := c.CreateCloudRepository(ctx, tenant, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateCloudRepositoryResponse(rsp)
+}
+
+// DeleteCloudRepositoryWithResponse Delete an empty cloud repository
+//
+// Needs the manage level at the provider.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /v1/tenants/{tenant}/cloud-repositories/{cloud} (the `DeleteCloudRepository` operationId).
+func (c *ClientWithResponses) DeleteCloudRepositoryWithResponse(ctx context.Context, tenant string, cloud string, reqEditors ...RequestEditorFn) (*DeleteCloudRepositoryResponse, error) {
+	rsp, err := c.DeleteCloudRepository(ctx, tenant, cloud, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDeleteCloudRepositoryResponse(rsp)
+}
+
+// GetCloudRepositoryWithResponse Show a cloud repository
+//
+// Needs the view level on the tenant.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/tenants/{tenant}/cloud-repositories/{cloud} (the `GetCloudRepository` operationId).
+func (c *ClientWithResponses) GetCloudRepositoryWithResponse(ctx context.Context, tenant string, cloud string, reqEditors ...RequestEditorFn) (*GetCloudRepositoryResponse, error) {
+	rsp, err := c.GetCloudRepository(ctx, tenant, cloud, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetCloudRepositoryResponse(rsp)
+}
+
+// UpdateCloudRepositoryWithBodyWithResponse Change a cloud repository's name or quota
+//
+// Needs the manage level at the provider.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /v1/tenants/{tenant}/cloud-repositories/{cloud} (the `UpdateCloudRepository` operationId).
+func (c *ClientWithResponses) UpdateCloudRepositoryWithBodyWithResponse(ctx context.Context, tenant string, cloud string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdateCloudRepositoryResponse, error) {
+	rsp, err := c.UpdateCloudRepositoryWithBody(ctx, tenant, cloud, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdateCloudRepositoryResponse(rsp)
+}
+
+// UpdateCloudRepositoryWithResponse Change a cloud repository's name or quota
+//
+// Needs the manage level at the provider.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /v1/tenants/{tenant}/cloud-repositories/{cloud} (the `UpdateCloudRepository` operationId).
+func (c *ClientWithResponses) UpdateCloudRepositoryWithResponse(ctx context.Context, tenant string, cloud string, body UpdateCloudRepositoryJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateCloudRepositoryResponse, error) {
+	rsp, err := c.UpdateCloudRepository(ctx, tenant, cloud, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdateCloudRepositoryResponse(rsp)
+}
+
+// CollectCloudRepositoryWithResponse Collect a cloud repository
+//
+// Frees the space of what no point uses any more. Answers the run that does it.
+//
+// Needs the operate level at the provider.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/tenants/{tenant}/cloud-repositories/{cloud}/collect (the `CollectCloudRepository` operationId).
+func (c *ClientWithResponses) CollectCloudRepositoryWithResponse(ctx context.Context, tenant string, cloud string, params *CollectCloudRepositoryParams, reqEditors ...RequestEditorFn) (*CollectCloudRepositoryResponse, error) {
+	rsp, err := c.CollectCloudRepository(ctx, tenant, cloud, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCollectCloudRepositoryResponse(rsp)
+}
+
+// ImportCloudRepositoryWithResponse Rebuild a cloud repository's catalogue
+//
+// Reads the manifests that lie in the store; needed after the database was restored from a backup. Answers the run that does it.
+//
+// Needs the manage level at the provider.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/tenants/{tenant}/cloud-repositories/{cloud}/import (the `ImportCloudRepository` operationId).
+func (c *ClientWithResponses) ImportCloudRepositoryWithResponse(ctx context.Context, tenant string, cloud string, params *ImportCloudRepositoryParams, reqEditors ...RequestEditorFn) (*ImportCloudRepositoryResponse, error) {
+	rsp, err := c.ImportCloudRepository(ctx, tenant, cloud, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseImportCloudRepositoryResponse(rsp)
+}
+
+// ListPointsWithResponse List the points in a cloud repository
+//
+// Needs the view level on the tenant.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/tenants/{tenant}/cloud-repositories/{cloud}/points (the `ListPoints` operationId).
+func (c *ClientWithResponses) ListPointsWithResponse(ctx context.Context, tenant string, cloud string, params *ListPointsParams, reqEditors ...RequestEditorFn) (*ListPointsResponse, error) {
+	rsp, err := c.ListPoints(ctx, tenant, cloud, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListPointsResponse(rsp)
+}
+
+// VerifyCloudRepositoryWithResponse Verify a cloud repository
+//
+// Reads everything and checks it without keys; damage is re-supplied by the next backup that still has the block. Answers the run that does it.
+//
+// Needs the operate level at the provider.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/tenants/{tenant}/cloud-repositories/{cloud}/verify (the `VerifyCloudRepository` operationId).
+func (c *ClientWithResponses) VerifyCloudRepositoryWithResponse(ctx context.Context, tenant string, cloud string, params *VerifyCloudRepositoryParams, reqEditors ...RequestEditorFn) (*VerifyCloudRepositoryResponse, error) {
+	rsp, err := c.VerifyCloudRepository(ctx, tenant, cloud, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseVerifyCloudRepositoryResponse(rsp)
+}
+
+// DisableTenantWithResponse Disable a tenant
+//
+// Its open connections are closed and everything that moves data is refused. Data is kept.
+//
+// Needs the manage level at the provider.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/tenants/{tenant}/disable (the `DisableTenant` operationId).
+func (c *ClientWithResponses) DisableTenantWithResponse(ctx context.Context, tenant string, reqEditors ...RequestEditorFn) (*DisableTenantResponse, error) {
+	rsp, err := c.DisableTenant(ctx, tenant, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDisableTenantResponse(rsp)
+}
+
+// EnableTenantWithResponse Enable a tenant
+//
+// Needs the manage level at the provider.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/tenants/{tenant}/enable (the `EnableTenant` operationId).
+func (c *ClientWithResponses) EnableTenantWithResponse(ctx context.Context, tenant string, reqEditors ...RequestEditorFn) (*EnableTenantResponse, error) {
+	rsp, err := c.EnableTenant(ctx, tenant, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseEnableTenantResponse(rsp)
+}
+
+// ListEnrolmentsWithResponse List one-time tokens of agents
+//
+// Needs the view level on the tenant.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/tenants/{tenant}/enrolments (the `ListEnrolments` operationId).
+func (c *ClientWithResponses) ListEnrolmentsWithResponse(ctx context.Context, tenant string, reqEditors ...RequestEditorFn) (*ListEnrolmentsResponse, error) {
+	rsp, err := c.ListEnrolments(ctx, tenant, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListEnrolmentsResponse(rsp)
+}
+
+// CreateEnrolmentWithBodyWithResponse Make a one-time token for an agent
+//
+// Needs the manage level on the tenant.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/tenants/{tenant}/enrolments (the `CreateEnrolment` operationId).
+func (c *ClientWithResponses) CreateEnrolmentWithBodyWithResponse(ctx context.Context, tenant string, params *CreateEnrolmentParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateEnrolmentResponse, error) {
+	rsp, err := c.CreateEnrolmentWithBody(ctx, tenant, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateEnrolmentResponse(rsp)
+}
+
+// CreateEnrolmentWithResponse Make a one-time token for an agent
+//
+// Needs the manage level on the tenant.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/tenants/{tenant}/enrolments (the `CreateEnrolment` operationId).
+func (c *ClientWithResponses) CreateEnrolmentWithResponse(ctx context.Context, tenant string, params *CreateEnrolmentParams, body CreateEnrolmentJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateEnrolmentResponse, error) {
+	rsp, err := c.CreateEnrolment(ctx, tenant, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateEnrolmentResponse(rsp)
+}
+
+// DeleteEnrolmentWithResponse Withdraw a one-time token
+//
+// Needs the manage level on the tenant.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /v1/tenants/{tenant}/enrolments/{enrolment} (the `DeleteEnrolment` operationId).
+func (c *ClientWithResponses) DeleteEnrolmentWithResponse(ctx context.Context, tenant string, enrolment string, reqEditors ...RequestEditorFn) (*DeleteEnrolmentResponse, error) {
+	rsp, err := c.DeleteEnrolment(ctx, tenant, enrolment, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDeleteEnrolmentResponse(rsp)
+}
+
+// SetLeaseWithBodyWithResponse Set the end of a tenant's contract
+//
+// An ended lease refuses backup and restore and keeps all data; a later end revives everything.
+//
+// Needs the manage level at the provider.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /v1/tenants/{tenant}/lease (the `SetLease` operationId).
+func (c *ClientWithResponses) SetLeaseWithBodyWithResponse(ctx context.Context, tenant string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SetLeaseResponse, error) {
+	rsp, err := c.SetLeaseWithBody(ctx, tenant, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSetLeaseResponse(rsp)
+}
+
+// SetLeaseWithResponse Set the end of a tenant's contract
+//
+// An ended lease refuses backup and restore and keeps all data; a later end revives everything.
+//
+// Needs the manage level at the provider.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /v1/tenants/{tenant}/lease (the `SetLease` operationId).
+func (c *ClientWithResponses) SetLeaseWithResponse(ctx context.Context, tenant string, body SetLeaseJSONRequestBody, reqEditors ...RequestEditorFn) (*SetLeaseResponse, error) {
+	rsp, err := c.SetLease(ctx, tenant, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSetLeaseResponse(rsp)
 }
 
 // DeleteTokenWithResponse End a token
@@ -2356,6 +15376,204 @@ func (c *ClientWithResponses) CreateTokenWithResponse(ctx context.Context, user 
 	return ParseCreateTokenResponse(rsp)
 }
 
+// ParseListAuditResponse parses an HTTP response from a ListAuditWithResponse call
+func ParseListAuditResponse(rsp *http.Response) (*ListAuditResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListAuditResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest AuditPage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseVerifyAuditResponse parses an HTTP response from a VerifyAuditWithResponse call
+func ParseVerifyAuditResponse(rsp *http.Response) (*VerifyAuditResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &VerifyAuditResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest AuditProof
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseRemoveCertificateResponse parses an HTTP response from a RemoveCertificateWithResponse call
+func ParseRemoveCertificateResponse(rsp *http.Response) (*RemoveCertificateResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RemoveCertificateResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Certificate
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetCertificateResponse parses an HTTP response from a GetCertificateWithResponse call
+func ParseGetCertificateResponse(rsp *http.Response) (*GetCertificateResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetCertificateResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Certificate
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseReplaceCertificateResponse parses an HTTP response from a ReplaceCertificateWithResponse call
+func ParseReplaceCertificateResponse(rsp *http.Response) (*ReplaceCertificateResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ReplaceCertificateResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Certificate
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListAllCloudRepositoriesResponse parses an HTTP response from a ListAllCloudRepositoriesWithResponse call
+func ParseListAllCloudRepositoriesResponse(rsp *http.Response) (*ListAllCloudRepositoriesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListAllCloudRepositoriesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest CloudPage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
 // ParseGetHealthResponse parses an HTTP response from a GetHealthWithResponse call
 func ParseGetHealthResponse(rsp *http.Response) (*GetHealthResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -2467,6 +15685,2167 @@ func ParseGetMeResponse(rsp *http.Response) (*GetMeResponse, error) {
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest Me
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListRepositoriesResponse parses an HTTP response from a ListRepositoriesWithResponse call
+func ParseListRepositoriesResponse(rsp *http.Response) (*ListRepositoriesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListRepositoriesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest []Repository
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseAddRepositoryResponse parses an HTTP response from a AddRepositoryWithResponse call
+func ParseAddRepositoryResponse(rsp *http.Response) (*AddRepositoryResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &AddRepositoryResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest Repository
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseRemoveRepositoryResponse parses an HTTP response from a RemoveRepositoryWithResponse call
+func ParseRemoveRepositoryResponse(rsp *http.Response) (*RemoveRepositoryResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RemoveRepositoryResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseUpdateRepositoryResponse parses an HTTP response from a UpdateRepositoryWithResponse call
+func ParseUpdateRepositoryResponse(rsp *http.Response) (*UpdateRepositoryResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &UpdateRepositoryResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Repository
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListRunsResponse parses an HTTP response from a ListRunsWithResponse call
+func ParseListRunsResponse(rsp *http.Response) (*ListRunsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListRunsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest RunPage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetRunResponse parses an HTTP response from a GetRunWithResponse call
+func ParseGetRunResponse(rsp *http.Response) (*GetRunResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetRunResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Run
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseCancelRunResponse parses an HTTP response from a CancelRunWithResponse call
+func ParseCancelRunResponse(rsp *http.Response) (*CancelRunResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CancelRunResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Run
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseWatchRunResponse parses an HTTP response from a WatchRunWithResponse call
+func ParseWatchRunResponse(rsp *http.Response) (*WatchRunResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &WatchRunResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteStatusResponse parses an HTTP response from a SiteStatusWithResponse call
+func ParseSiteStatusResponse(rsp *http.Response) (*SiteStatusResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteStatusResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest SiteStatus
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteListEndpointsResponse parses an HTTP response from a SiteListEndpointsWithResponse call
+func ParseSiteListEndpointsResponse(rsp *http.Response) (*SiteListEndpointsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteListEndpointsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest []SiteEndpointStatus
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteAddEndpointResponse parses an HTTP response from a SiteAddEndpointWithResponse call
+func ParseSiteAddEndpointResponse(rsp *http.Response) (*SiteAddEndpointResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteAddEndpointResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest SiteEndpointStatus
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteDeleteEndpointResponse parses an HTTP response from a SiteDeleteEndpointWithResponse call
+func ParseSiteDeleteEndpointResponse(rsp *http.Response) (*SiteDeleteEndpointResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteDeleteEndpointResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteProbeEndpointResponse parses an HTTP response from a SiteProbeEndpointWithResponse call
+func ParseSiteProbeEndpointResponse(rsp *http.Response) (*SiteProbeEndpointResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteProbeEndpointResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest SiteProbeResult
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteListJobsResponse parses an HTTP response from a SiteListJobsWithResponse call
+func ParseSiteListJobsResponse(rsp *http.Response) (*SiteListJobsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteListJobsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest []SiteJobStatus
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteCreateJobResponse parses an HTTP response from a SiteCreateJobWithResponse call
+func ParseSiteCreateJobResponse(rsp *http.Response) (*SiteCreateJobResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteCreateJobResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest SiteJobStatus
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteDeleteJobResponse parses an HTTP response from a SiteDeleteJobWithResponse call
+func ParseSiteDeleteJobResponse(rsp *http.Response) (*SiteDeleteJobResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteDeleteJobResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteGetJobResponse parses an HTTP response from a SiteGetJobWithResponse call
+func ParseSiteGetJobResponse(rsp *http.Response) (*SiteGetJobResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteGetJobResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest SiteJobStatus
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteUpdateJobResponse parses an HTTP response from a SiteUpdateJobWithResponse call
+func ParseSiteUpdateJobResponse(rsp *http.Response) (*SiteUpdateJobResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteUpdateJobResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest SiteJobStatus
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteDisableJobResponse parses an HTTP response from a SiteDisableJobWithResponse call
+func ParseSiteDisableJobResponse(rsp *http.Response) (*SiteDisableJobResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteDisableJobResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest SiteJobStatus
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteEnableJobResponse parses an HTTP response from a SiteEnableJobWithResponse call
+func ParseSiteEnableJobResponse(rsp *http.Response) (*SiteEnableJobResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteEnableJobResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest SiteJobStatus
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteRunJobResponse parses an HTTP response from a SiteRunJobWithResponse call
+func ParseSiteRunJobResponse(rsp *http.Response) (*SiteRunJobResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteRunJobResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest SiteRunStatus
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteListKeysResponse parses an HTTP response from a SiteListKeysWithResponse call
+func ParseSiteListKeysResponse(rsp *http.Response) (*SiteListKeysResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteListKeysResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest []SiteKeyStatus
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteImportKitResponse parses an HTTP response from a SiteImportKitWithResponse call
+func ParseSiteImportKitResponse(rsp *http.Response) (*SiteImportKitResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteImportKitResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest SiteKeyStatus
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteExportKitResponse parses an HTTP response from a SiteExportKitWithResponse call
+func ParseSiteExportKitResponse(rsp *http.Response) (*SiteExportKitResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteExportKitResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest SiteExportedKit
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteAcceptKitResponse parses an HTTP response from a SiteAcceptKitWithResponse call
+func ParseSiteAcceptKitResponse(rsp *http.Response) (*SiteAcceptKitResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteAcceptKitResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest SiteKeyStatus
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteDeclineKitResponse parses an HTTP response from a SiteDeclineKitWithResponse call
+func ParseSiteDeclineKitResponse(rsp *http.Response) (*SiteDeclineKitResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteDeclineKitResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest SiteKeyStatus
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteListMachinesResponse parses an HTTP response from a SiteListMachinesWithResponse call
+func ParseSiteListMachinesResponse(rsp *http.Response) (*SiteListMachinesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteListMachinesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest []SiteMachineStatus
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteListPluginsResponse parses an HTTP response from a SiteListPluginsWithResponse call
+func ParseSiteListPluginsResponse(rsp *http.Response) (*SiteListPluginsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteListPluginsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest []SitePluginStatus
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteEnablePluginResponse parses an HTTP response from a SiteEnablePluginWithResponse call
+func ParseSiteEnablePluginResponse(rsp *http.Response) (*SiteEnablePluginResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteEnablePluginResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest SitePluginStatus
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteDisablePluginResponse parses an HTTP response from a SiteDisablePluginWithResponse call
+func ParseSiteDisablePluginResponse(rsp *http.Response) (*SiteDisablePluginResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteDisablePluginResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteDescribePluginResponse parses an HTTP response from a SiteDescribePluginWithResponse call
+func ParseSiteDescribePluginResponse(rsp *http.Response) (*SiteDescribePluginResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteDescribePluginResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest SitePluginStatus
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteListPointsResponse parses an HTTP response from a SiteListPointsWithResponse call
+func ParseSiteListPointsResponse(rsp *http.Response) (*SiteListPointsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteListPointsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest []SitePointStatus
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteForgetPointResponse parses an HTTP response from a SiteForgetPointWithResponse call
+func ParseSiteForgetPointResponse(rsp *http.Response) (*SiteForgetPointResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteForgetPointResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteGetPointResponse parses an HTTP response from a SiteGetPointWithResponse call
+func ParseSiteGetPointResponse(rsp *http.Response) (*SiteGetPointResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteGetPointResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest SitePointStatus
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteVerifyPointResponse parses an HTTP response from a SiteVerifyPointWithResponse call
+func ParseSiteVerifyPointResponse(rsp *http.Response) (*SiteVerifyPointResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteVerifyPointResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest SiteRunStatus
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteListProvidersResponse parses an HTTP response from a SiteListProvidersWithResponse call
+func ParseSiteListProvidersResponse(rsp *http.Response) (*SiteListProvidersResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteListProvidersResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest []SiteConnectionStatus
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteConnectResponse parses an HTTP response from a SiteConnectWithResponse call
+func ParseSiteConnectResponse(rsp *http.Response) (*SiteConnectResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteConnectResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest SiteConnectionStatus
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteDisconnectResponse parses an HTTP response from a SiteDisconnectWithResponse call
+func ParseSiteDisconnectResponse(rsp *http.Response) (*SiteDisconnectResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteDisconnectResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteRestoreDiskResponse parses an HTTP response from a SiteRestoreDiskWithResponse call
+func ParseSiteRestoreDiskResponse(rsp *http.Response) (*SiteRestoreDiskResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteRestoreDiskResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest SiteRunStatus
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteRestoreMachineResponse parses an HTTP response from a SiteRestoreMachineWithResponse call
+func ParseSiteRestoreMachineResponse(rsp *http.Response) (*SiteRestoreMachineResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteRestoreMachineResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest SiteRunStatus
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteListRunsResponse parses an HTTP response from a SiteListRunsWithResponse call
+func ParseSiteListRunsResponse(rsp *http.Response) (*SiteListRunsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteListRunsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest []SiteRunStatus
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteGetRunResponse parses an HTTP response from a SiteGetRunWithResponse call
+func ParseSiteGetRunResponse(rsp *http.Response) (*SiteGetRunResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteGetRunResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest SiteRunStatus
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteCancelRunResponse parses an HTTP response from a SiteCancelRunWithResponse call
+func ParseSiteCancelRunResponse(rsp *http.Response) (*SiteCancelRunResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteCancelRunResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest SiteRunStatus
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteWatchRunResponse parses an HTTP response from a SiteWatchRunWithResponse call
+func ParseSiteWatchRunResponse(rsp *http.Response) (*SiteWatchRunResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteWatchRunResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetStatusResponse parses an HTTP response from a GetStatusWithResponse call
+func ParseGetStatusResponse(rsp *http.Response) (*GetStatusResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetStatusResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Status
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListTenantsResponse parses an HTTP response from a ListTenantsWithResponse call
+func ParseListTenantsResponse(rsp *http.Response) (*ListTenantsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListTenantsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest TenantPage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseCreateTenantResponse parses an HTTP response from a CreateTenantWithResponse call
+func ParseCreateTenantResponse(rsp *http.Response) (*CreateTenantResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CreateTenantResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest Tenant
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseDeleteTenantResponse parses an HTTP response from a DeleteTenantWithResponse call
+func ParseDeleteTenantResponse(rsp *http.Response) (*DeleteTenantResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DeleteTenantResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetTenantResponse parses an HTTP response from a GetTenantWithResponse call
+func ParseGetTenantResponse(rsp *http.Response) (*GetTenantResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetTenantResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Tenant
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseUpdateTenantResponse parses an HTTP response from a UpdateTenantWithResponse call
+func ParseUpdateTenantResponse(rsp *http.Response) (*UpdateTenantResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &UpdateTenantResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Tenant
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListAgentsResponse parses an HTTP response from a ListAgentsWithResponse call
+func ParseListAgentsResponse(rsp *http.Response) (*ListAgentsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListAgentsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest []SiteAgent
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseRevokeAgentResponse parses an HTTP response from a RevokeAgentWithResponse call
+func ParseRevokeAgentResponse(rsp *http.Response) (*RevokeAgentResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RevokeAgentResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest SiteAgent
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListCloudRepositoriesResponse parses an HTTP response from a ListCloudRepositoriesWithResponse call
+func ParseListCloudRepositoriesResponse(rsp *http.Response) (*ListCloudRepositoriesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListCloudRepositoriesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest CloudPage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseCreateCloudRepositoryResponse parses an HTTP response from a CreateCloudRepositoryWithResponse call
+func ParseCreateCloudRepositoryResponse(rsp *http.Response) (*CreateCloudRepositoryResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CreateCloudRepositoryResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest CloudRepository
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseDeleteCloudRepositoryResponse parses an HTTP response from a DeleteCloudRepositoryWithResponse call
+func ParseDeleteCloudRepositoryResponse(rsp *http.Response) (*DeleteCloudRepositoryResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DeleteCloudRepositoryResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetCloudRepositoryResponse parses an HTTP response from a GetCloudRepositoryWithResponse call
+func ParseGetCloudRepositoryResponse(rsp *http.Response) (*GetCloudRepositoryResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetCloudRepositoryResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest CloudRepository
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseUpdateCloudRepositoryResponse parses an HTTP response from a UpdateCloudRepositoryWithResponse call
+func ParseUpdateCloudRepositoryResponse(rsp *http.Response) (*UpdateCloudRepositoryResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &UpdateCloudRepositoryResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest CloudRepository
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseCollectCloudRepositoryResponse parses an HTTP response from a CollectCloudRepositoryWithResponse call
+func ParseCollectCloudRepositoryResponse(rsp *http.Response) (*CollectCloudRepositoryResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CollectCloudRepositoryResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Run
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseImportCloudRepositoryResponse parses an HTTP response from a ImportCloudRepositoryWithResponse call
+func ParseImportCloudRepositoryResponse(rsp *http.Response) (*ImportCloudRepositoryResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ImportCloudRepositoryResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Run
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListPointsResponse parses an HTTP response from a ListPointsWithResponse call
+func ParseListPointsResponse(rsp *http.Response) (*ListPointsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListPointsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest PointPage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseVerifyCloudRepositoryResponse parses an HTTP response from a VerifyCloudRepositoryWithResponse call
+func ParseVerifyCloudRepositoryResponse(rsp *http.Response) (*VerifyCloudRepositoryResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &VerifyCloudRepositoryResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Run
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseDisableTenantResponse parses an HTTP response from a DisableTenantWithResponse call
+func ParseDisableTenantResponse(rsp *http.Response) (*DisableTenantResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DisableTenantResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Tenant
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseEnableTenantResponse parses an HTTP response from a EnableTenantWithResponse call
+func ParseEnableTenantResponse(rsp *http.Response) (*EnableTenantResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &EnableTenantResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Tenant
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListEnrolmentsResponse parses an HTTP response from a ListEnrolmentsWithResponse call
+func ParseListEnrolmentsResponse(rsp *http.Response) (*ListEnrolmentsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListEnrolmentsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest []Enrolment
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseCreateEnrolmentResponse parses an HTTP response from a CreateEnrolmentWithResponse call
+func ParseCreateEnrolmentResponse(rsp *http.Response) (*CreateEnrolmentResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CreateEnrolmentResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest NewEnrolment
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseDeleteEnrolmentResponse parses an HTTP response from a DeleteEnrolmentWithResponse call
+func ParseDeleteEnrolmentResponse(rsp *http.Response) (*DeleteEnrolmentResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DeleteEnrolmentResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSetLeaseResponse parses an HTTP response from a SetLeaseWithResponse call
+func ParseSetLeaseResponse(rsp *http.Response) (*SetLeaseResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SetLeaseResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Tenant
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}
