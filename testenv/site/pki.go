@@ -23,7 +23,8 @@ type PKI struct {
 	ClientCert, ClientKey []byte
 }
 
-func newPKI(address string) (PKI, error) {
+// NewPKI makes an authority with certificates for a host at an address and for a client.
+func NewPKI(address string) (PKI, error) {
 	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return PKI{}, err

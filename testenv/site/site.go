@@ -106,7 +106,7 @@ func (s *Site) start(ctx context.Context, o Options) error {
 			return err
 		}
 		s.Address = plan.Link.Site
-		if s.PKI, err = newPKI(s.Address); err != nil {
+		if s.PKI, err = NewPKI(s.Address); err != nil {
 			return err
 		}
 	}
