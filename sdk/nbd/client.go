@@ -245,7 +245,6 @@ func (c *Client) pieces(off, n, size int64, submit func(l *link, off int64, n ui
 		} else if fault == nil {
 			done += s.size
 		}
-		s.request.release()
 	}
 }
 
@@ -474,9 +473,7 @@ func (c *Client) Flush() error {
 	if err := c.pick().submit(r, nil); err != nil {
 		return err
 	}
-	err := <-r.done
-	r.release()
-	return err
+	return <-r.done
 }
 
 // Broken reports whether err ended the client, as opposed to one request.

@@ -99,10 +99,11 @@ func newReplyError(c command, errno Errno, message string) *ReplyError {
 }
 
 // replyMessage is what the server says about err in an error chunk: the code
-// of the sdk first, so that errors.Is gives the same answer at the client.
+// of the sdk first where the number does not say it, so that errors.Is gives
+// the same answer at the client.
 func replyMessage(err error) string {
 	message := err.Error()
-	if code := sdk.CodeOf(err); code != sdk.CodeUnknown {
+	if code := sdk.CodeOf(err); code != sdk.CodeUnknown && !errors.Is(errnoOf(err), code.Sentinel()) {
 		message = string(code) + ": " + message
 	}
 	if len(message) > maxString {
@@ -110,6 +111,20 @@ func replyMessage(err error) string {
 	}
 	return strings.ReplaceAll(message, "\x00", "")
 }
+
+// refusal is why the server does not try a request.
+type refusal struct {
+	errno Errno
+	text  string
+}
+
+func refuse(errno Errno, format string, args ...any) error {
+	return &refusal{errno, fmt.Sprintf(format, args...)}
+}
+
+func (r *refusal) Error() string { return r.text }
+
+func (r *refusal) Unwrap() error { return r.errno }
 
 // errnoOf is the number that stands for err on the wire.
 func errnoOf(err error) Errno {

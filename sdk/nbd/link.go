@@ -44,18 +44,8 @@ type request struct {
 	done    chan error // capacity 1
 }
 
-var requests = sync.Pool{New: func() any { return &request{done: make(chan error, 1)} }}
-
 func newRequest(c command, off int64, n uint32) *request {
-	r := requests.Get().(*request)
-	r.command, r.offset, r.length = c, uint64(off), n
-	return r
-}
-
-// release gives the request back. The caller has received from done.
-func (r *request) release() {
-	*r = request{done: r.done, covered: coverage{spans: r.covered.spans[:0]}}
-	requests.Put(r)
+	return &request{command: c, offset: uint64(off), length: n, done: make(chan error, 1)}
 }
 
 // patience is how long the server may be silent while it owes this answer.

@@ -205,11 +205,6 @@ func knownFlags(c command) uint16 {
 	return cmdFlagFUA
 }
 
-// refuse makes the error of a request that is not tried.
-func refuse(errno Errno, format string, args ...any) error {
-	return fmt.Errorf("%s: %w", fmt.Sprintf(format, args...), errno)
-}
-
 // check refuses what the export cannot do, before anything is allocated.
 func (n *session) check(h requestHeader) error {
 	e := &n.export

@@ -119,7 +119,6 @@ func (c *Client) status(ctx context.Context, id uint32, off, n int64) ([]Status,
 	select {
 	case err := <-r.done:
 		extents := trim(r.extents, off)
-		r.release()
 		if err == nil && len(extents) == 0 {
 			err = violated("block status ends where it should begin")
 		}
