@@ -1,0 +1,257 @@
+package conformance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/holdfast-dr/holdfast/sdk"
+)
+
+// Run runs every check as a test of its own.
+func Run(t *testing.T, open func(t *testing.T) Fixture) {
+	f := open(t)
+	var skipped []string
+	for i, check := range Checks() {
+		t.Run(check.Name, func(t *testing.T) {
+			r := check.Run(t.Context(), f, i)
+			for _, problem := range r.Problems {
+				t.Error(problem)
+			}
+			if r.Skipped != "" {
+				skipped = append(skipped, check.Name+": "+r.Skipped)
+				t.Skip(r.Skipped)
+			}
+		})
+	}
+	if len(skipped) > 0 {
+		t.Logf("not checked:\n  %s", strings.Join(skipped, "\n  "))
+	}
+}
+
+// Run runs one check. number is different for every check on one Fixture, and
+// ascends.
+func (k Check) Run(ctx context.Context, f Fixture, number int) Result {
+	started := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, f.timeout())
+	defer cancel()
+	c := &checker{
+		Fixture: f, ctx: ctx, result: Result{Check: k.Name},
+		// Two epochs for a check: some need a newer claim.
+		epoch: f.Epoch + uint64(number)*epochsPerCheck, prefix: fmt.Sprintf("%s/%d", k.Name, started.UnixNano()),
+	}
+	if k.Ability != "" && !c.offers(k.Ability) {
+		c.result.Skipped = "the platform does not offer " + string(k.Ability)
+		return c.result
+	}
+	// A goroutine of its own, so that fatalf can leave from anywhere.
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer c.cleanUp()
+		defer func() {
+			if p := recover(); p != nil {
+				c.errorf("panic: %v\n%s", p, debug.Stack())
+			}
+		}()
+		k.run(c)
+	}()
+	<-done
+	c.result.Took = time.Since(started)
+	return c.result
+}
+
+const epochsPerCheck = 8
+
+// checker is what a check works with.
+type checker struct {
+	Fixture
+	ctx     context.Context
+	result  Result
+	epoch   uint64
+	prefix  string
+	cleanup []func()
+}
+
+func (c *checker) offers(a sdk.Ability) bool {
+	var ok bool
+	switch a {
+	case sdk.AbilitySource:
+		_, ok = sdk.As[sdk.Source](c.Platform)
+	case sdk.AbilityChangeTracker:
+		_, ok = sdk.As[sdk.ChangeTracker](c.Platform)
+	case sdk.AbilityTarget:
+		_, ok = sdk.As[sdk.Target](c.Platform)
+	case sdk.AbilityPower:
+		_, ok = sdk.As[sdk.Power](c.Platform)
+	}
+	return ok
+}
+
+func (c *checker) errorf(format string, args ...any) {
+	c.result.Problems = append(c.result.Problems, fmt.Sprintf(format, args...))
+}
+
+func (c *checker) fatalf(format string, args ...any) {
+	c.errorf(format, args...)
+	runtime.Goexit()
+}
+
+// must ends the check if a step that has to work does not.
+func (c *checker) must(what string, err error) {
+	if err != nil {
+		c.fatalf("%s: %v", what, err)
+	}
+}
+
+// want holds an error against a sentinel; nil wants success.
+func (c *checker) want(what string, err, sentinel error) {
+	if !errors.Is(err, sentinel) {
+		if sentinel == nil {
+			c.errorf("%s: %v", what, err)
+			return
+		}
+		c.errorf("%s: got %v, want an error that wraps %q", what, err, sentinel)
+	}
+}
+
+func (c *checker) skipf(format string, args ...any) {
+	c.result.Skipped = fmt.Sprintf(format, args...)
+	runtime.Goexit()
+}
+
+// later is run at the end of the check, the last first.
+func (c *checker) later(f func()) { c.cleanup = append(c.cleanup, f) }
+
+func (c *checker) cleanUp() {
+	// The check's own context may have ended; tidying up gets some more time.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.ctx), c.timeout())
+	defer cancel()
+	c.ctx = ctx
+	for i := len(c.cleanup) - 1; i >= 0; i-- {
+		done := make(chan struct{})
+		go func() { defer close(done); c.cleanup[i]() }()
+		<-done
+	}
+}
+
+// op is an operation of this check under its epoch plus newer.
+func (c *checker) op(name string, newer uint64) sdk.Op {
+	return sdk.Op{ID: c.prefix + "/" + name, Epoch: c.epoch + newer}
+}
+
+// draftOp is op in the space where drafts go.
+func (c *checker) draftOp(name string, newer uint64) sdk.Op {
+	op := c.op(name, newer)
+	op.Space = c.Space
+	return op
+}
+
+// fresh is a platform of a fresh process.
+func (c *checker) fresh() sdk.Platform {
+	p, err := c.Fresh()
+	c.must("open a fresh platform", err)
+	return p
+}
+
+func (c *checker) source(p sdk.Platform) sdk.Source         { return need[sdk.Source](c, p) }
+func (c *checker) tracker(p sdk.Platform) sdk.ChangeTracker { return need[sdk.ChangeTracker](c, p) }
+func (c *checker) target(p sdk.Platform) sdk.Target         { return need[sdk.Target](c, p) }
+func (c *checker) power(p sdk.Platform) sdk.Power           { return need[sdk.Power](c, p) }
+
+func need[T any](c *checker, p sdk.Platform) T {
+	found, ok := sdk.As[T](p)
+	if !ok {
+		c.fatalf("a fresh platform lacks the ability %T that the first one has", *new(T))
+	}
+	return found
+}
+
+// settle repeats a call while it answers ErrPending.
+func settle[T any](c *checker, call func() (T, error)) (T, error) {
+	for {
+		started := time.Now()
+		v, err := call()
+		if took := time.Since(started); took > sdk.CallLimit+time.Second {
+			c.errorf("a call took %s; the limit is %s", took.Round(time.Millisecond), sdk.CallLimit)
+		}
+		if !errors.Is(err, sdk.ErrPending) {
+			return v, err
+		}
+		pause := 10 * time.Millisecond
+		var e *sdk.Error
+		if errors.As(err, &e) {
+			if e.Progress < 0 || e.Progress > 1 {
+				c.errorf("ErrPending with progress %v, want 0 to 1", e.Progress)
+			}
+			pause = max(min(e.After, 5*time.Second), pause)
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-timer.C:
+		case <-c.ctx.Done():
+			timer.Stop()
+			return v, c.ctx.Err()
+		}
+	}
+}
+
+// settled is settle for calls that answer nothing.
+func settled(c *checker, call func() error) error {
+	_, err := settle(c, func() (struct{}, error) { return struct{}{}, call() })
+	return err
+}
+
+// machine is the machine of the fixture as the inventory has it.
+func (c *checker) machine() sdk.Machine {
+	m, ok := c.find(c.Platform, c.Machine)
+	if !ok {
+		c.fatalf("machine %s of the fixture is not in the inventory", c.Machine)
+	}
+	return m
+}
+
+func (c *checker) find(p sdk.Platform, id sdk.MachineID) (sdk.Machine, bool) {
+	for m, err := range p.Machines(c.ctx) {
+		c.must("list machines", err)
+		if m.ID == id {
+			return m, true
+		}
+	}
+	return sdk.Machine{}, false
+}
+
+// objects is what there is at the back-end, or nil.
+func (c *checker) objects() []string {
+	if c.Objects == nil {
+		return nil
+	}
+	list, err := c.Objects()
+	c.must("list the objects of the back-end", err)
+	return list
+}
+
+// leaves compares the objects with those of before.
+func (c *checker) leaves(before []string) {
+	if c.Objects == nil {
+		return
+	}
+	had := make(map[string]bool, len(before))
+	for _, o := range before {
+		had[o] = true
+	}
+	for _, o := range c.objects() {
+		if !had[o] {
+			c.errorf("left behind: %s", o)
+		}
+		delete(had, o)
+	}
+	for o := range had {
+		c.errorf("gone: %s", o)
+	}
+}

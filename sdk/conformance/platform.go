@@ -1,0 +1,161 @@
+package conformance
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+
+	"github.com/holdfast-dr/holdfast/sdk"
+)
+
+var platformChecks = []Check{
+	{Name: "platform/inventory", run: inventory},
+	{Name: "platform/inventory-given-up", run: inventoryGivenUp},
+	{Name: "platform/fresh-process-agrees", run: freshProcessAgrees},
+	{Name: "platform/probe", run: probe},
+	{Name: "platform/probe-unknown", run: probeUnknown},
+	{Name: "platform/cancel-unknown", run: cancelUnknown},
+	{Name: "platform/cancelled-context", run: cancelledContext},
+	{Name: "platform/parallel-calls", run: parallelCalls},
+}
+
+// unknown is a name that no back-end has given to anything.
+const unknown = "00000000-holdfast-conformance-unknown"
+
+func inventory(c *checker) {
+	seen := make(map[sdk.MachineID]bool)
+	for m, err := range c.Platform.Machines(c.ctx) {
+		c.must("list machines", err)
+		if m.ID == "" || seen[m.ID] {
+			c.errorf("machine %q has the id %q, which is empty or another's", m.Name, m.ID)
+		}
+		seen[m.ID] = true
+		if len(m.Native) > sdk.MaxNative {
+			c.errorf("machine %s has a native description of %d bytes, at most %d", m.ID, len(m.Native), sdk.MaxNative)
+		}
+		disks := make(map[sdk.DiskID]bool)
+		for _, d := range m.Disks {
+			if d.ID == "" || disks[d.ID] {
+				c.errorf("disk %q of machine %s has the id %q, which is empty or another's", d.Name, m.ID, d.ID)
+			}
+			disks[d.ID] = true
+			if d.Skip == "" && d.SizeBytes <= 0 {
+				c.errorf("disk %s of machine %s has %d bytes", d.ID, m.ID, d.SizeBytes)
+			}
+		}
+		switch m.State {
+		case sdk.StateUnknown, sdk.StateOff, sdk.StateRunning, sdk.StatePaused:
+		default:
+			c.errorf("machine %s is in state %q", m.ID, m.State)
+		}
+	}
+	if !seen[c.Machine] {
+		c.errorf("machine %s of the fixture is not in the inventory", c.Machine)
+	}
+}
+
+func inventoryGivenUp(c *checker) {
+	for range c.Platform.Machines(c.ctx) {
+		break
+	}
+	if _, ok := c.find(c.Platform, c.Machine); !ok {
+		c.errorf("a listing after one that was given up lacks machine %s", c.Machine)
+	}
+}
+
+func freshProcessAgrees(c *checker) {
+	here := c.machine()
+	there, ok := c.find(c.fresh(), c.Machine)
+	if !ok {
+		c.fatalf("a fresh process does not list machine %s", c.Machine)
+	}
+	if here.UUID != there.UUID || !slices.Equal(here.Disks, there.Disks) {
+		c.errorf("a fresh process sees machine %s differently", c.Machine)
+	}
+	for _, a := range []sdk.Ability{sdk.AbilitySource, sdk.AbilityChangeTracker, sdk.AbilityTarget, sdk.AbilityPower} {
+		other := *c
+		other.Platform = c.fresh()
+		if c.offers(a) != other.offers(a) {
+			c.errorf("a fresh process offers other abilities: %s", a)
+		}
+	}
+}
+
+func probe(c *checker) {
+	subjects := []sdk.Subject{{}, {Machine: c.Machine}}
+	for _, d := range c.machine().Disks {
+		subjects = append(subjects, sdk.Subject{Machine: c.Machine, Disk: d.ID})
+	}
+	for _, s := range subjects {
+		report, err := c.Platform.Probe(c.ctx, s)
+		if err != nil {
+			c.errorf("probe %+v: %v", s, err)
+			continue
+		}
+		for _, a := range []sdk.Ability{sdk.AbilitySource, sdk.AbilityChangeTracker, sdk.AbilityTarget, sdk.AbilityPower} {
+			works, reason := report.Works(a)
+			if works && !c.offers(a) {
+				c.errorf("probe %+v says that %s works, but the platform does not offer it", s, a)
+			}
+			if !works && reason == "" {
+				c.errorf("probe %+v does not say why %s does not work", s, a)
+			}
+		}
+	}
+}
+
+func probeUnknown(c *checker) {
+	_, err := c.Platform.Probe(c.ctx, sdk.Subject{Machine: unknown})
+	c.want("probe an unknown machine", err, sdk.ErrNotFound)
+	_, err = c.Platform.Probe(c.ctx, sdk.Subject{Machine: c.Machine, Disk: unknown})
+	c.want("probe an unknown disk", err, sdk.ErrNotFound)
+}
+
+func cancelUnknown(c *checker) {
+	for range 2 {
+		c.want("cancel an unknown operation", c.Platform.Cancel(c.ctx, c.prefix+"/never"), nil)
+	}
+}
+
+func cancelledContext(c *checker) {
+	ctx, cancel := context.WithCancel(c.ctx)
+	cancel()
+	if _, err := c.Platform.Probe(ctx, sdk.Subject{}); !errors.Is(err, context.Canceled) {
+		c.errorf("probe with a cancelled context: %v, want context.Canceled", err)
+	}
+	var err error
+	for _, err = range c.Platform.Machines(ctx) {
+		if err != nil {
+			break
+		}
+	}
+	if !errors.Is(err, context.Canceled) {
+		c.errorf("listing with a cancelled context: %v, want context.Canceled", err)
+	}
+	_, err = c.Platform.Probe(c.ctx, sdk.Subject{})
+	c.want("the call after", err, nil)
+}
+
+func parallelCalls(c *checker) {
+	const callers = 8
+	var group sync.WaitGroup
+	faults := make(chan error, 2*callers)
+	for range callers {
+		group.Go(func() {
+			_, err := c.Platform.Probe(c.ctx, sdk.Subject{Machine: c.Machine})
+			faults <- err
+			for _, err := range c.Platform.Machines(c.ctx) {
+				if err != nil {
+					faults <- err
+					return
+				}
+			}
+		})
+	}
+	group.Wait()
+	close(faults)
+	for err := range faults {
+		c.want("calls from several goroutines", err, nil)
+	}
+}
