@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"math"
 
 	"github.com/klauspost/compress/s2"
 )
@@ -95,11 +96,16 @@ func (s *Sealer) Append(dst []byte, id ID, plain []byte) ([]byte, error) {
 	return dst, nil
 }
 
-// Incompressible data is found by compressing three samples with a cheap codec:
-// full compression costs more than half of a backup's CPU time.
+// Incompressible data is found by looking at three samples, for full
+// compression costs more than half of a backup's CPU time: a cheap codec finds
+// repetition, and the entropy of single bytes what that codec cannot see, such
+// as text in base64.
 const (
-	probeSize  = 8 << 10
-	probeCount = 3
+	probeSize   = 8 << 10
+	probeCount  = 3
+	probeRatio  = 0.97
+	probeBits   = 7.6 // of 8: below, the codec's entropy coder saves 5 % or more
+	probeSample = probeCount * probeSize
 )
 
 func (s *Sealer) compressible(plain []byte) bool {
@@ -110,10 +116,26 @@ func (s *Sealer) compressible(plain []byte) bool {
 		s.probe = make([]byte, s2.MaxEncodedLen(probeSize))
 	}
 	step, packed := (len(plain)-probeSize)/(probeCount-1), 0
+	var counts [256]int
 	for i := range probeCount {
-		packed += len(s2.Encode(s.probe, plain[i*step:i*step+probeSize]))
+		sample := plain[i*step : i*step+probeSize]
+		packed += len(s2.Encode(s.probe, sample))
+		for _, b := range sample {
+			counts[b]++
+		}
 	}
-	return packed < probeCount*probeSize*97/100
+	return float64(packed) < probeRatio*probeSample || entropy(counts, probeSample) < probeBits
+}
+
+// entropy is the mean information of one of n bytes, in bits.
+func entropy(counts [256]int, n float64) (bits float64) {
+	for _, c := range counts {
+		if c > 0 {
+			p := float64(c) / n
+			bits -= p * math.Log2(p)
+		}
+	}
+	return bits
 }
 
 // Opener turns records back into plaintext. It belongs to one goroutine.
@@ -143,13 +165,18 @@ func (o *Opener) Open(dst []byte, r Record) ([]byte, error) {
 	}
 	ad := associated(r)
 	start := len(dst)
-	if r.Codec == CodecStored {
-		dst, err = aead.Open(dst, r.Body[:nonceSize], r.Body[nonceSize:], ad[:])
-	} else {
-		o.scratch, err = aead.Open(o.scratch[:0], r.Body[:nonceSize], r.Body[nonceSize:], ad[:])
+	into := dst
+	if r.Codec == CodecZstd {
+		into = o.scratch[:0]
 	}
-	if err != nil {
-		return dst[:start], fmt.Errorf("open chunk %s: seal is broken: %w", r.ID, ErrDamaged)
+	opened, err := aead.Open(into, r.Body[:nonceSize], r.Body[nonceSize:], ad[:])
+	if err != nil { // opened is nil then
+		return dst, fmt.Errorf("open chunk %s: seal is broken: %w", r.ID, ErrDamaged)
+	}
+	if r.Codec == CodecZstd {
+		o.scratch = opened
+	} else {
+		dst = opened
 	}
 	if r.Codec == CodecZstd {
 		if dst, err = o.dec.decode(dst, o.scratch, int(r.PlainLength)); err != nil {

@@ -15,7 +15,8 @@ type encoder struct{ enc *zstd.Encoder }
 
 func newEncoder() *encoder {
 	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest),
-		zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithWindowSize(MaxSize))
+		zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithWindowSize(MaxSize),
+		zstd.WithAllLitEntropyCompression(true)) // as libzstd does: what does not repeat may still be text
 	if err != nil {
 		panic(err) // only for impossible options
 	}
