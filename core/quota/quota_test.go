@@ -1,0 +1,41 @@
+package quota
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/holdfast-dr/holdfast/core/tenant"
+)
+
+func TestRules(t *testing.T) {
+	ok := CloudRepository{TenantID: "t", Name: "Gold", LocationID: "l", LimitBytes: TiB, ChunkSize: DefaultChunkSize}
+	for field, changes := range map[string][]func(*CloudRepository){
+		"":           {func(*CloudRepository) {}, func(r *CloudRepository) { r.LimitBytes = MaxLimit }},
+		"name":       {func(r *CloudRepository) { r.Name = "" }, func(r *CloudRepository) { r.Name = strings.Repeat("x", MaxName+1) }, func(r *CloudRepository) { r.Name = "a\tb" }},
+		"tenant":     {func(r *CloudRepository) { r.TenantID = tenant.Provider }},
+		"repository": {func(r *CloudRepository) { r.LocationID = "" }},
+		"quota":      {func(r *CloudRepository) { r.LimitBytes = 0 }, func(r *CloudRepository) { r.LimitBytes = MaxLimit + 1 }},
+		"chunk size": {func(r *CloudRepository) { r.ChunkSize = 0 }, func(r *CloudRepository) { r.ChunkSize = 100_000 }, func(r *CloudRepository) { r.ChunkSize = 32 << 20 }},
+	} {
+		for i, change := range changes {
+			r := ok
+			change(&r)
+			var invalid *tenant.InvalidError
+			err := r.Check()
+			if got := errors.As(err, &invalid); got != (field != "") || got && invalid.Field != field {
+				t.Errorf("%q %d: %v", field, i, err)
+			}
+		}
+	}
+}
+
+func TestFiguresOfARefusalAreExact(t *testing.T) {
+	e := &FullError{Repository: "Gold", LimitBytes: 100, UsedBytes: 70, PendingBytes: 20, WantedBytes: 11}
+	if got := e.Error(); got != `cloud repository "Gold" is full: 11 bytes wanted, 10 of 100 free (70 used, 20 reserved)` {
+		t.Error(got)
+	}
+	if free := (CloudRepository{LimitBytes: 10, UsedBytes: 30}).FreeBytes(); free != 0 {
+		t.Errorf("an overfull repository has %d bytes free", free)
+	}
+}
