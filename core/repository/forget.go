@@ -1,0 +1,164 @@
+package repository
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/holdfast-dr/holdfast/core/audit"
+	"github.com/holdfast-dr/holdfast/core/blob"
+	"github.com/holdfast-dr/holdfast/core/chunk"
+	"github.com/holdfast-dr/holdfast/core/point"
+	"github.com/holdfast-dr/holdfast/core/tenant"
+)
+
+// Forget puts points into the bin and settles what the others take. Each
+// tombstone is synced before the point's transaction, so that an import does not
+// bring a deleted point back. A point that is in the bin already is no error.
+func (r *Repository) Forget(ctx context.Context, ids ...point.ID) error {
+	if err := r.Writable(); err != nil {
+		return err
+	}
+	origin, err := audit.From(ctx)
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		if err := r.forget(ctx, id, origin.Actor); err != nil {
+			return fmt.Errorf("forget point %.80s: %w", id, err)
+		}
+	}
+	if _, err := r.walk(ctx); err != nil {
+		// The points are forgotten; what they took is given back by the next
+		// forget, collection or Open.
+		r.log.Warn("settle after forgetting", "error", err)
+	}
+	return nil
+}
+
+func (r *Repository) forget(ctx context.Context, id point.ID, by string) error {
+	p, err := r.catalogue.Point(ctx, r.id, id)
+	if errors.Is(err, tenant.ErrNotFound) {
+		return ErrNotFound
+	}
+	if err != nil || !p.Forgotten.IsZero() {
+		return err
+	}
+	if err := r.catalogue.Check(ctx, r.id, r.epoch); err != nil { // a fenced server writes no tombstones
+		return err
+	}
+	now := r.clock().UTC()
+	content, err := encodeSmall(tombstoneJSON{Point: string(id), Machine: string(p.Machine), Forgotten: now.UnixMicro(), By: by})
+	if err != nil {
+		return err
+	}
+	err = r.putBytes(ctx, r.name(tombstoneFolder, string(id)), content)
+	if err != nil && !errors.Is(err, blob.ErrExists) { // one of an earlier attempt is as good
+		return fmt.Errorf("store tombstone: %w", err)
+	}
+	return r.catalogue.Forget(ctx, r.id, r.epoch, id, now)
+}
+
+// tombstones reads what is in the bin, by the store.
+func (r *Repository) tombstones(ctx context.Context) (map[point.ID]tombstoneJSON, error) {
+	all := map[point.ID]tombstoneJSON{}
+	for object, err := range r.blobs.List(ctx, r.name(tombstoneFolder)) {
+		if err != nil {
+			return nil, fmt.Errorf("list tombstones: %w", err)
+		}
+		b, err := blob.Read(ctx, r.blobs, object.Name, maxSmall)
+		if err != nil {
+			return nil, fmt.Errorf("read tombstone: %w", err)
+		}
+		id := point.ID(object.Name[len(r.name(tombstoneFolder)):])
+		t := tombstoneJSON{Point: string(id), Forgotten: object.Created.UnixMicro()}
+		if err := decodeSmall(b, &t); err != nil && !errors.Is(err, chunk.ErrDamaged) {
+			return nil, err
+		}
+		all[id] = t // the name alone says enough where the content is damaged
+	}
+	return all, nil
+}
+
+// purge removes binned points whose time is over, and what is left of points
+// that were removed or refused before.
+func (r *Repository) purge(ctx context.Context, report *CollectReport) error {
+	var over []point.ID
+	for p, err := range r.allPoints(ctx, true) {
+		if err != nil {
+			return err
+		}
+		if r.clock().Sub(p.Forgotten) >= r.bin && !r.pinned(p.ID) {
+			over = append(over, p.ID)
+		}
+	}
+	for len(over) > 0 {
+		n := min(len(over), MaxPoints)
+		if err := r.catalogue.Purge(ctx, r.id, r.epoch, over[:n]); err != nil {
+			return fmt.Errorf("purge the bin: %w", err)
+		}
+		report.PurgedPoints += n
+		over = over[n:]
+	}
+	return r.sweepManifests(ctx)
+}
+
+// pinned reports whether an open session builds on a point.
+func (r *Repository) pinned(id point.ID) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.pins[id] > 0
+}
+
+// sweepManifests deletes the manifests of refused commits, and of entombed
+// points that the catalogue no longer has; their marker goes last. A manifest
+// with neither marker nor record stays: only an import may judge it.
+func (r *Repository) sweepManifests(ctx context.Context) error {
+	entombed, err := r.tombstones(ctx)
+	if err != nil {
+		return err
+	}
+	for id := range entombed {
+		_, err := r.catalogue.Point(ctx, r.id, id)
+		if err == nil {
+			delete(entombed, id) // in the bin, or live again
+		} else if !errors.Is(err, tenant.ErrNotFound) {
+			return fmt.Errorf("find point %s: %w", id, err)
+		}
+	}
+	var manifests, markers []string
+	for object, err := range r.blobs.List(ctx, r.name(pointsFolder)) {
+		if err != nil {
+			return fmt.Errorf("list manifests: %w", err)
+		}
+		m, ok := r.parseManifestName(object)
+		if !ok {
+			continue
+		}
+		if _, dead := entombed[m.point]; dead && !m.void {
+			manifests = append(manifests, m.name)
+		}
+		if m.void {
+			manifests, markers = append(manifests, m.name), append(markers, object.Name)
+		}
+	}
+	for id := range entombed {
+		markers = append(markers, r.name(tombstoneFolder, string(id)))
+	}
+	if len(manifests)+len(markers) == 0 {
+		return nil
+	}
+	if err := r.catalogue.Check(ctx, r.id, r.epoch); err != nil {
+		return err
+	}
+	for _, name := range append(manifests, markers...) {
+		err := r.blobs.Delete(ctx, name)
+		if errors.Is(err, blob.ErrRetained) {
+			return nil // the markers have to outlive the manifests
+		}
+		if err != nil && !errors.Is(err, blob.ErrNotFound) {
+			return fmt.Errorf("delete manifest: %w", err)
+		}
+	}
+	return nil
+}

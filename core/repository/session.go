@@ -1,0 +1,683 @@
+package repository
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/holdfast-dr/holdfast/core/blob"
+	"github.com/holdfast-dr/holdfast/core/chunk"
+	"github.com/holdfast-dr/holdfast/core/point"
+)
+
+// Limits of one call.
+const (
+	MaxBatch = 16 << 20 // bytes of one Put
+	MaxIDs   = 16384    // ids of one Have or Read
+)
+
+// maxSealed is how many finished packs of a session may wait for the store
+// before Put answers the store's error.
+const maxSealed = 4
+
+// Session brings records to a repository, to be used by one point. It is safe
+// for several goroutines. What it received survives a restart of the server;
+// see Resume.
+type Session struct {
+	r       *Repository
+	id      chunk.SessionID
+	machine point.MachineID
+	base    point.ID
+	owner   string
+	dir     string
+
+	ending   sync.Mutex // one commit or abort at a time
+	shipping sync.Mutex // one goroutine brings packs to the store
+
+	mu     sync.Mutex // guards what follows
+	open   map[PackKind]*spoolPack
+	sealed []*spoolPack // finished, not yet in the store
+	try    *attempt     // a manifest that may be in the store
+	active time.Time
+	ended  bool
+	done   point.ID // committed
+}
+
+// attempt is a commit that reached the store.
+type attempt struct {
+	Point   point.ID        `json:"point"`
+	Machine point.MachineID `json:"machine"`
+	Object  string          `json:"object"` // the manifest's name
+}
+
+// sessionJSON is what a session's folder says of it.
+type sessionJSON struct {
+	Session string          `json:"session"`
+	Machine point.MachineID `json:"machine"`
+	Base    point.ID        `json:"base,omitempty"`
+	Owner   string          `json:"owner"`
+	Attempt *attempt        `json:"attempt,omitempty"`
+}
+
+const sessionFile = "session.json"
+
+// ParseSessionID decodes 32 hexadecimal digits.
+func ParseSessionID(s string) (chunk.SessionID, error) {
+	b, err := hex.DecodeString(s)
+	if err != nil || len(b) != len(chunk.SessionID{}) {
+		return chunk.SessionID{}, fmt.Errorf("parse session id %.80q: want 32 hexadecimal digits", s)
+	}
+	return chunk.SessionID(b), nil
+}
+
+func sessionText(id chunk.SessionID) string { return hex.EncodeToString(id[:]) }
+
+// Begin opens a session for a machine's next point. base is the committed point
+// that it builds on, which stays readable while the session is open; empty for
+// none. owner is kept for the caller's checks.
+func (r *Repository) Begin(ctx context.Context, machine point.MachineID, base point.ID, owner string) (*Session, error) {
+	if err := r.Writable(); err != nil {
+		return nil, err
+	}
+	if !isUUID(string(machine)) {
+		return nil, fmt.Errorf("begin session: machine %.80q is not a UUID: %w", machine, ErrRefused)
+	}
+	id := chunk.SessionID(uuid.Must(uuid.NewV7()))
+	s := r.newSession(id, sessionJSON{Machine: machine, Base: base, Owner: owner})
+	if err := r.admit(s); err != nil { // pins the base before it is looked at
+		return nil, err
+	}
+	if err := s.start(ctx); err != nil {
+		r.dismiss(s)
+		return nil, errors.Join(fmt.Errorf("begin session: %w", err), os.RemoveAll(s.dir))
+	}
+	return s, nil
+}
+
+func (r *Repository) newSession(id chunk.SessionID, j sessionJSON) *Session {
+	return &Session{
+		r: r, id: id, machine: j.Machine, base: j.Base, owner: j.Owner, try: j.Attempt,
+		dir: filepath.Join(r.spool, sessionText(id)), open: map[PackKind]*spoolPack{}, active: r.clock(),
+	}
+}
+
+// admit makes a session known and pins its base.
+func (r *Repository) admit(s *Session) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return fmt.Errorf("begin session: %w", fs.ErrClosed)
+	}
+	if len(r.sessions) >= r.maxSessions {
+		return fmt.Errorf("begin session: %d sessions are open: %w", len(r.sessions), ErrBusy)
+	}
+	r.sessions[s.id] = s
+	if s.base != "" {
+		r.pins[s.base]++
+	}
+	return nil
+}
+
+func (r *Repository) dismiss(s *Session) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.sessions[s.id] != s {
+		return
+	}
+	delete(r.sessions, s.id)
+	if s.base != "" {
+		if r.pins[s.base]--; r.pins[s.base] == 0 {
+			delete(r.pins, s.base)
+		}
+	}
+}
+
+func (s *Session) start(ctx context.Context) error {
+	if s.base != "" {
+		p, err := s.r.point(ctx, s.base)
+		if err != nil {
+			return err
+		}
+		if p.Machine != s.machine {
+			return fmt.Errorf("base point %s is of another machine: %w", s.base, ErrRefused)
+		}
+	}
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return fmt.Errorf("make spool: %w", full(err))
+	}
+	return s.note()
+}
+
+// note writes down what a later life of the server has to know.
+func (s *Session) note() error {
+	b, err := encodeSmall(sessionJSON{Session: sessionText(s.id), Machine: s.machine, Base: s.base, Owner: s.owner, Attempt: s.try})
+	if err != nil {
+		return err
+	}
+	temporary := filepath.Join(s.dir, sessionFile+".new")
+	if err := writeSynced(temporary, b); err != nil {
+		return fmt.Errorf("note session: %w", full(err))
+	}
+	if err := os.Rename(temporary, filepath.Join(s.dir, sessionFile)); err != nil {
+		return fmt.Errorf("note session: %w", full(err))
+	}
+	return syncDir(s.dir)
+}
+
+func writeSynced(name string, b []byte) (err error) {
+	f, err := os.Create(name)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if _, err := f.Write(b); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
+func syncDir(name string) (err error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	return f.Sync()
+}
+
+// recoverSession opens a session's folder; nil if it holds none.
+func (r *Repository) recoverSession(dir string) (_ *Session, err error) {
+	id, err := ParseSessionID(filepath.Base(dir))
+	if err != nil {
+		return nil, nil // not ours
+	}
+	b, err := os.ReadFile(filepath.Join(dir, sessionFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, os.RemoveAll(dir) // Begin never answered
+	}
+	if err != nil {
+		return nil, fmt.Errorf("recover session: %w", err)
+	}
+	var j sessionJSON
+	if err := decodeSmall(b, &j); err != nil {
+		return nil, fmt.Errorf("recover session %s: %w", filepath.Base(dir), err)
+	}
+	s := r.newSession(id, j)
+	if err := s.recover(); err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	if err := r.admit(s); err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	return s, nil
+}
+
+func (s *Session) recover() error {
+	files, err := os.ReadDir(s.dir)
+	if err != nil {
+		return fmt.Errorf("recover session: %w", err)
+	}
+	s.active = time.Time{}
+	for _, file := range files {
+		if info, err := file.Info(); err == nil && info.ModTime().After(s.active) {
+			s.active = info.ModTime()
+		}
+		p, err := s.r.recoverSpool(filepath.Join(s.dir, file.Name()))
+		if err != nil {
+			return err
+		}
+		if p == nil {
+			continue
+		}
+		if other := s.open[p.kind]; p.sealed || other != nil {
+			s.sealed = append(s.sealed, p) // ship seals it
+			continue
+		}
+		s.open[p.kind] = p
+	}
+	return nil
+}
+
+// Resume finds an open session, of this life of the server or an earlier one. A
+// session whose commit succeeded is found too: repeating the commit then answers
+// as the first one did.
+func (r *Repository) Resume(ctx context.Context, id chunk.SessionID) (*Session, error) {
+	r.mu.Lock()
+	s, ok := r.sessions[id]
+	r.mu.Unlock()
+	if ok {
+		return s, nil
+	}
+	points, err := r.catalogue.Points(ctx, r.id, PointQuery{Session: sessionText(id), Limit: 1})
+	if err != nil {
+		return nil, fmt.Errorf("resume session: %w", err)
+	}
+	if len(points) == 0 {
+		return nil, fmt.Errorf("session %s: %w", sessionText(id), ErrNotFound)
+	}
+	s = r.newSession(id, sessionJSON{Machine: points[0].Machine})
+	s.ended, s.done = true, points[0].ID
+	return s, nil
+}
+
+// Sessions lists the ids of the open sessions.
+func (r *Repository) Sessions() []chunk.SessionID {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	ids := make([]chunk.SessionID, 0, len(r.sessions))
+	for id := range r.sessions {
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+// ID is the session's id, which its records carry.
+func (s *Session) ID() chunk.SessionID { return s.id }
+
+// Machine is whose point the session brings; Base the point it builds on; Owner
+// what Begin was told.
+func (s *Session) Machine() point.MachineID { return s.machine }
+
+// Base is the point that the session builds on, empty for none.
+func (s *Session) Base() point.ID { return s.base }
+
+// Owner is what Begin was told.
+func (s *Session) Owner() string { return s.owner }
+
+// errEnded is the answer of a session that is over.
+func (s *Session) errEnded() error {
+	return fmt.Errorf("session %s is over: %w", sessionText(s.id), ErrNotFound)
+}
+
+// touch tells that the session is in use; it fails when it is over.
+func (s *Session) touch() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		return s.errEnded()
+	}
+	s.active = s.r.clock()
+	return nil
+}
+
+// Have tells for each id whether the repository, or this session's spool, holds
+// a sound copy. The answer is a hint: commit has the last word.
+func (s *Session) Have(ctx context.Context, kind chunk.Kind, ids []chunk.ID) ([]bool, error) {
+	if len(ids) > MaxIDs || kind != chunk.KindData && kind != chunk.KindPage {
+		return nil, fmt.Errorf("have: %d ids of kind %d: %w", len(ids), kind, ErrRefused)
+	}
+	if err := s.touch(); err != nil {
+		return nil, err
+	}
+	have := make([]bool, len(ids))
+	for i, id := range ids {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		var err error
+		if have[i], err = s.has(kind, id); err != nil {
+			return nil, err
+		}
+	}
+	return have, nil
+}
+
+func (s *Session) has(kind chunk.Kind, id chunk.ID) (bool, error) {
+	s.mu.Lock()
+	spooled := s.spooled(kind, id)
+	s.mu.Unlock()
+	if spooled {
+		return true, nil
+	}
+	_, sound, err := s.r.live(kind, id)
+	return sound, err
+}
+
+// spooled reports whether a record is in the spool; s.mu is held.
+func (s *Session) spooled(kind chunk.Kind, id chunk.ID) bool {
+	if p := s.open[kind]; p != nil {
+		if _, ok := p.known[id]; ok {
+			return true
+		}
+	}
+	for _, p := range s.sealed {
+		if _, ok := p.known[id]; ok && p.kind == kind {
+			return true
+		}
+	}
+	return false
+}
+
+// Put takes whole records, back to back. It checks their form, checksums and
+// lengths, and of map pages the content; a batch with anything wrong is refused
+// whole, with ErrRefused. Records that are there already are passed over: the
+// first sound copy wins. A nil error promises that the records were received,
+// not that they are durable.
+func (s *Session) Put(ctx context.Context, batch []byte) error {
+	if len(batch) > MaxBatch {
+		return fmt.Errorf("put %d bytes, at most %d: %w", len(batch), MaxBatch, ErrRefused)
+	}
+	if err := s.touch(); err != nil {
+		return err
+	}
+	records, err := s.parse(batch)
+	if err != nil {
+		return fmt.Errorf("put: %w: %w", ErrRefused, err)
+	}
+	if err := s.add(ctx, batch, records); err != nil {
+		return fmt.Errorf("put: %w", err)
+	}
+	return s.shipSome(ctx)
+}
+
+func (s *Session) parse(batch []byte) ([]chunk.Record, error) {
+	var records []chunk.Record
+	for rest := batch; len(rest) > 0; {
+		record, next, err := chunk.ParseRecord(rest)
+		if err != nil {
+			return nil, err
+		}
+		if err := s.check(record); err != nil {
+			return nil, err
+		}
+		records, rest = append(records, record), next
+	}
+	return records, nil
+}
+
+func (s *Session) check(r chunk.Record) error {
+	switch {
+	case r.Session != s.id:
+		return fmt.Errorf("record %s is of another session", r.ID)
+	case r.Kind == chunk.KindData:
+		if int64(r.PlainLength) > s.r.chunkSize {
+			return fmt.Errorf("chunk %s of %d bytes, chunks have at most %d here", r.ID, r.PlainLength, s.r.chunkSize)
+		}
+		return nil
+	}
+	if got := point.PageID(r.Body); got != r.ID {
+		return fmt.Errorf("map page %s has the content of %s", r.ID, got)
+	}
+	page, err := point.ParsePage(r.Body)
+	if err != nil {
+		return err
+	}
+	if len(page.IDs) != s.r.fanOut {
+		return fmt.Errorf("map page %s has fan-out %d, pages have %d here", r.ID, len(page.IDs), s.r.fanOut)
+	}
+	return nil
+}
+
+// add spools the records that are not there yet.
+func (s *Session) add(ctx context.Context, batch []byte, records []chunk.Record) error {
+	known := make([]bool, len(records))
+	for i, r := range records {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		var err error
+		if _, known[i], err = s.r.live(r.Kind, r.ID); err != nil {
+			return err
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		return s.errEnded()
+	}
+	run := run{s: s, batch: batch, known: map[recordName]struct{}{}}
+	offset := 0
+	for i, r := range records {
+		end := offset + r.Size()
+		if !known[i] && !s.spooled(r.Kind, r.ID) {
+			if err := run.add(offset, end, r); err != nil {
+				return err
+			}
+		}
+		offset = end
+	}
+	return run.flush()
+}
+
+// run is a stretch of a batch that goes into one pack with one write.
+type run struct {
+	s          *Session
+	pack       *spoolPack
+	batch      []byte
+	start, end int
+	records    []chunk.Record
+	known      map[recordName]struct{} // of the whole batch
+}
+
+type recordName struct {
+	kind chunk.Kind
+	id   chunk.ID
+}
+
+// add takes the record at batch[offset:end], unless the batch had it before.
+func (u *run) add(offset, end int, r chunk.Record) error {
+	name := recordName{r.Kind, r.ID}
+	if _, twice := u.known[name]; twice {
+		return nil
+	}
+	u.known[name] = struct{}{}
+	size := end - u.start
+	if len(u.records) > 0 && u.end == offset && u.pack.kind == r.Kind && u.pack.fits(size, u.s.r.packLimit(r.Kind)) {
+		u.end, u.records = end, append(u.records, r)
+		return nil
+	}
+	if err := u.flush(); err != nil {
+		return err
+	}
+	pack, err := u.s.room(r)
+	if err != nil {
+		return err
+	}
+	u.pack, u.start, u.end, u.records = pack, offset, end, append(u.records[:0], r)
+	return nil
+}
+
+func (u *run) flush() error {
+	if len(u.records) == 0 {
+		return nil
+	}
+	records := u.records
+	u.records = u.records[:0]
+	return u.pack.append(u.batch[u.start:u.end], records)
+}
+
+// packLimit is the size at which a pack is full. Map packs are smaller: their
+// records are, and whoever rebuilds the index reads all of them.
+func (r *Repository) packLimit(kind PackKind) int64 {
+	if kind == chunk.KindPage {
+		return r.packBytes / 4
+	}
+	return r.packBytes
+}
+
+// room is the open pack for a record, a new one if the present one is full; s.mu
+// is held.
+func (s *Session) room(r chunk.Record) (*spoolPack, error) {
+	p := s.open[r.Kind]
+	if p != nil && p.fits(r.Size(), s.r.packLimit(r.Kind)) {
+		return p, nil
+	}
+	if p != nil {
+		if err := p.seal(); err != nil {
+			return nil, err
+		}
+		s.sealed = append(s.sealed, p)
+		delete(s.open, r.Kind)
+	}
+	p, err := s.r.newSpoolPack(s.dir, r.Kind)
+	if err != nil {
+		return nil, err
+	}
+	s.open[r.Kind] = p
+	return p, nil
+}
+
+// shipSome brings finished packs to the store in the goroutine that finished
+// them, while others go on spooling; that is the back-pressure. Errors are
+// answered only when too much waits: until then a later call may succeed.
+func (s *Session) shipSome(ctx context.Context) error {
+	s.mu.Lock()
+	waiting := len(s.sealed)
+	s.mu.Unlock()
+	if waiting == 0 {
+		return nil
+	}
+	if waiting <= maxSealed {
+		if !s.shipping.TryLock() {
+			return nil
+		}
+	} else {
+		s.shipping.Lock()
+	}
+	err := s.shipSealed(ctx)
+	s.shipping.Unlock()
+	if err != nil && waiting <= maxSealed && !errors.Is(err, blob.ErrFull) {
+		s.r.log.Warn("a pack waits for the store", "session", sessionText(s.id), "error", err)
+		return nil
+	}
+	return err
+}
+
+// shipSealed ships every finished pack; s.shipping is held.
+func (s *Session) shipSealed(ctx context.Context) error {
+	for {
+		s.mu.Lock()
+		if len(s.sealed) == 0 || s.ended {
+			s.mu.Unlock()
+			return nil
+		}
+		p := s.sealed[0]
+		s.mu.Unlock()
+		if err := p.seal(); err != nil {
+			return err
+		}
+		if err := s.r.ship(ctx, p); err != nil {
+			return err
+		}
+		s.mu.Lock()
+		s.sealed = s.sealed[1:]
+		s.mu.Unlock()
+	}
+}
+
+// shipAll seals the open packs and ships everything.
+func (s *Session) shipAll(ctx context.Context) error {
+	s.shipping.Lock()
+	defer s.shipping.Unlock()
+	s.mu.Lock()
+	for kind, p := range s.open {
+		s.sealed = append(s.sealed, p)
+		delete(s.open, kind)
+	}
+	s.mu.Unlock()
+	return s.shipSealed(ctx)
+}
+
+// Abort gives the session up. What it brought stays until it is collected. A
+// session that has committed cannot be given up.
+func (s *Session) Abort(ctx context.Context) error {
+	s.ending.Lock()
+	defer s.ending.Unlock()
+	s.mu.Lock()
+	ended, done := s.ended, s.done
+	s.mu.Unlock()
+	if ended {
+		if done != "" {
+			return fmt.Errorf("abort: point %s is committed: %w", done, ErrRefused)
+		}
+		return nil
+	}
+	if err := s.r.settleAttempt(ctx, s); err != nil {
+		return fmt.Errorf("abort session: %w", err)
+	}
+	if s.isEnded() {
+		return fmt.Errorf("abort: point %s is committed: %w", s.done, ErrRefused)
+	}
+	return s.end("")
+}
+
+func (s *Session) isEnded() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ended
+}
+
+// end closes the session for good and removes its spool.
+func (s *Session) end(done point.ID) error {
+	err := s.close()
+	s.mu.Lock()
+	s.done = done
+	s.mu.Unlock()
+	s.r.dismiss(s)
+	return errors.Join(err, os.RemoveAll(s.dir))
+}
+
+// close lets go of the spool files and leaves them where they are.
+func (s *Session) close() error {
+	s.shipping.Lock()
+	defer s.shipping.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ended = true
+	var errs []error
+	for _, p := range s.open {
+		errs = append(errs, p.file.Close())
+	}
+	for _, p := range s.sealed {
+		errs = append(errs, p.file.Close())
+	}
+	s.open, s.sealed = map[PackKind]*spoolPack{}, nil
+	return errors.Join(errs...)
+}
+
+// SpooledBytes is what the session holds on the server's disk.
+func (s *Session) SpooledBytes() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var sum int64
+	for _, p := range s.open {
+		sum += p.size
+	}
+	for _, p := range s.sealed {
+		sum += p.size
+	}
+	return sum
+}
+
+// ExpireSessions gives up the sessions that have been idle for so long, and
+// returns their ids, so that the caller releases what they had reserved.
+func (r *Repository) ExpireSessions(ctx context.Context, idle time.Duration) ([]chunk.SessionID, error) {
+	r.mu.Lock()
+	var old []*Session
+	for _, s := range r.sessions {
+		s.mu.Lock()
+		if r.clock().Sub(s.active) >= idle {
+			old = append(old, s)
+		}
+		s.mu.Unlock()
+	}
+	r.mu.Unlock()
+	var ids []chunk.SessionID
+	var errs []error
+	for _, s := range old {
+		if err := s.Abort(ctx); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		ids = append(ids, s.id)
+	}
+	return ids, errors.Join(errs...)
+}

@@ -1,0 +1,266 @@
+package repository
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/holdfast-dr/holdfast/core/blob"
+	"github.com/holdfast-dr/holdfast/core/chunk"
+)
+
+// spoolPack is a pack that is being written to a file of the server. Its bytes
+// are those of the pack from the first on, so after a crash every whole record
+// is found again, and a finished file can be linked into a store.
+type spoolPack struct {
+	packObject // size is the bytes in the file
+	path       string
+	file       *os.File
+	entries    []Entry
+	known      map[chunk.ID]struct{}
+	sealed     bool
+	behind     int64 // bytes for which write-back has been started
+}
+
+const (
+	dataSuffix = ".data"
+	mapSuffix  = ".map"
+)
+
+// writeBack is how many bytes are gathered before the kernel is asked to start
+// writing them, so that the sync at the seal finds little left to do.
+const writeBack = 8 << 20
+
+func (r *Repository) newSpoolPack(dir string, kind PackKind) (*spoolPack, error) {
+	id := NewPackID()
+	suffix := dataSuffix
+	if kind == chunk.KindPage {
+		suffix = mapSuffix
+	}
+	p := &spoolPack{
+		packObject: packObject{id: id, kind: kind, name: r.packName(kind, id)},
+		path:       filepath.Join(dir, id.String()+suffix),
+		known:      map[chunk.ID]struct{}{},
+	}
+	file, err := os.OpenFile(p.path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("make spool file: %w", full(err))
+	}
+	p.file = file
+	if err := p.write(appendPackHeader(nil, kind, id)); err != nil {
+		return nil, errors.Join(err, p.discard())
+	}
+	return p, nil
+}
+
+// full makes a full disk recognisable.
+func full(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fmt.Errorf("%w: %w", blob.ErrFull, err)
+	}
+	return err
+}
+
+// write appends bytes. After an error the file is as it was before.
+func (p *spoolPack) write(b []byte) error {
+	if _, err := p.file.WriteAt(b, p.size); err != nil {
+		return errors.Join(fmt.Errorf("write spool file: %w", full(err)), p.file.Truncate(p.size))
+	}
+	p.size += int64(len(b))
+	if p.size-p.behind >= writeBack {
+		startWriteBack(p.file, p.behind, p.size-p.behind)
+		p.behind = p.size
+	}
+	return nil
+}
+
+// append adds whole records, back to back.
+func (p *spoolPack) append(records []byte, parsed []chunk.Record) error {
+	offset := p.size
+	if err := p.write(records); err != nil {
+		return err
+	}
+	for _, r := range parsed {
+		p.entries = append(p.entries, entryOf(r, offset))
+		p.known[r.ID] = struct{}{}
+		offset += int64(r.Size())
+	}
+	return nil
+}
+
+// seal ends the pack with its footer. Sealing again does nothing.
+func (p *spoolPack) seal() error {
+	if p.sealed {
+		return nil
+	}
+	if err := p.write(appendFooter(nil, p.id, p.size, p.entries)); err != nil {
+		return err
+	}
+	p.sealed = true
+	return nil
+}
+
+// fits reports whether a record may be added before the pack is full.
+func (p *spoolPack) fits(size int, limit int64) bool {
+	return len(p.entries) == 0 || p.size+int64(size) <= limit && len(p.entries) < maxEntries
+}
+
+// discard removes the file.
+func (p *spoolPack) discard() error {
+	return errors.Join(p.file.Close(), os.Remove(p.path))
+}
+
+// pages reads the map pages of the pack back.
+func (p *spoolPack) pages() (map[chunk.ID][]byte, error) {
+	pages := make(map[chunk.ID][]byte, len(p.entries))
+	for _, e := range p.entries {
+		b := make([]byte, e.Length)
+		if _, err := p.file.ReadAt(b, e.Offset); err != nil {
+			return nil, fmt.Errorf("read spool file: %w", err)
+		}
+		r, err := parseAt(b, e)
+		if err != nil {
+			return nil, fmt.Errorf("read spool file: %w", err)
+		}
+		pages[e.ID] = r.Body
+	}
+	return pages, nil
+}
+
+// ship brings a sealed pack into the store, and then into the index. It may be
+// repeated after an error.
+func (r *Repository) ship(ctx context.Context, p *spoolPack) error {
+	var pages map[chunk.ID][]byte
+	if p.kind == chunk.KindPage {
+		var err error
+		if pages, err = p.pages(); err != nil {
+			return err
+		}
+	}
+	if err := r.store(ctx, p); err != nil {
+		return fmt.Errorf("store pack %s: %w", p.id, err)
+	}
+	if err := r.space.enter(p.packObject, p.entries, pages); err != nil {
+		return err
+	}
+	if err := p.discard(); err != nil {
+		r.log.Warn("a spool file stays", "pack", p.id, "error", err) // shipped again later, which finds it done
+	}
+	return nil
+}
+
+// store syncs a pack into the store.
+func (r *Repository) store(ctx context.Context, p *spoolPack) error {
+	if err := p.file.Sync(); err != nil {
+		return full(err)
+	}
+	err := errors.ErrUnsupported
+	if adopter, ok := r.blobs.(blob.Adopter); ok {
+		err = adopter.Adopt(ctx, p.name, p.path)
+	}
+	if errors.Is(err, errors.ErrUnsupported) {
+		err = r.blobs.Put(ctx, p.name, p.file, p.size)
+	}
+	if !errors.Is(err, blob.ErrExists) {
+		return err
+	}
+	// Nobody else has this id: an earlier attempt came through and its answer
+	// was lost.
+	entries, err := readFooter(ctx, r.blobs, p.packObject)
+	if err != nil {
+		return err
+	}
+	if len(entries) != len(p.entries) || len(entries) > 0 && entries[len(entries)-1] != p.entries[len(entries)-1] {
+		return fmt.Errorf("pack %s exists with other records: %w", p.id, chunk.ErrDamaged)
+	}
+	return nil
+}
+
+// recoverSpool opens the spool file of a process that ended. Records after the
+// first that is not whole were never acknowledged by a sync and are cut off. A
+// file without any record gives nil and is removed.
+func (r *Repository) recoverSpool(path string) (_ *spoolPack, err error) {
+	base := filepath.Base(path)
+	kind, text := chunk.KindData, strings.TrimSuffix(base, dataSuffix)
+	if strings.HasSuffix(base, mapSuffix) {
+		kind, text = chunk.KindPage, strings.TrimSuffix(base, mapSuffix)
+	}
+	id, err := ParsePackID(text)
+	if err != nil {
+		return nil, nil // not ours
+	}
+	file, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return nil, fmt.Errorf("recover spool file: %w", err)
+	}
+	p := &spoolPack{packObject: packObject{id: id, kind: kind, name: r.packName(kind, id)}, path: path, file: file, known: map[chunk.ID]struct{}{}}
+	if err := p.scan(); err != nil {
+		return nil, errors.Join(fmt.Errorf("recover spool file %s: %w", base, err), file.Close())
+	}
+	if len(p.entries) == 0 {
+		return nil, p.discard()
+	}
+	return p, nil
+}
+
+// scan finds out what the file holds.
+func (p *spoolPack) scan() error {
+	info, err := p.file.Stat()
+	if err != nil {
+		return err
+	}
+	header := make([]byte, packHeaderSize)
+	if _, err := p.file.ReadAt(header, 0); err != nil && err != io.EOF {
+		return err
+	}
+	if kind, id, err := parsePackHeader(header); err != nil || kind != p.kind || id != p.id {
+		return nil // cut before it had anything
+	}
+	p.size = packHeaderSize
+	buf := make([]byte, window)
+	for p.size < info.Size() {
+		n, err := p.file.ReadAt(buf, p.size)
+		if err != nil && err != io.EOF {
+			return err
+		}
+		used := p.take(buf[:n])
+		if used == 0 {
+			break
+		}
+	}
+	return p.finish(info.Size())
+}
+
+// take adds the whole records at the start of b and returns their bytes.
+func (p *spoolPack) take(b []byte) int {
+	used := 0
+	for {
+		r, rest, err := chunk.ParseRecord(b[used:])
+		if err != nil || r.Kind != p.kind {
+			return used
+		}
+		p.entries = append(p.entries, entryOf(r, p.size))
+		p.known[r.ID] = struct{}{}
+		p.size += int64(r.Size())
+		used = len(b) - len(rest)
+	}
+}
+
+// finish keeps a whole footer, and cuts off everything else that follows the
+// records.
+func (p *spoolPack) finish(fileSize int64) error {
+	footer := appendFooter(nil, p.id, p.size, p.entries)
+	tail := make([]byte, len(footer))
+	if fileSize == p.size+int64(len(footer)) {
+		if _, err := p.file.ReadAt(tail, p.size); err == nil && string(tail) == string(footer) {
+			p.size, p.sealed = fileSize, true
+			return nil
+		}
+	}
+	return p.file.Truncate(p.size)
+}

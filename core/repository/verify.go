@@ -1,0 +1,472 @@
+package repository
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/holdfast-dr/holdfast/core/blob"
+	"github.com/holdfast-dr/holdfast/core/chunk"
+	"github.com/holdfast-dr/holdfast/core/point"
+)
+
+// VerifyOptions steer a verification. The zero value works.
+type VerifyOptions struct {
+	// Progress, if set, is called after each object; its error ends the
+	// verification.
+	Progress func(VerifyReport) error
+}
+
+// VerifyReport says what a verification read and found.
+type VerifyReport struct {
+	Objects int
+	Packs   int
+	Records int64
+	Bytes   int64
+
+	DamagedRecords int64         // copies whose bytes are not what was written
+	Damage         []Damage      // the first MaxFindings of them
+	Faults         []ObjectFault // the first MaxFindings objects that are not what they should be
+	FaultyObjects  int
+	Affected       []point.ID // live and binned points that cannot be restored whole
+}
+
+// MaxFindings bounds the lists of a report; the counts go on.
+const MaxFindings = 1000
+
+// ObjectFault is an object that is not what it should be.
+type ObjectFault struct {
+	Object  string
+	Problem string
+}
+
+// Sound reports whether nothing was found.
+func (v VerifyReport) Sound() bool {
+	return v.DamagedRecords == 0 && v.FaultyObjects == 0 && len(v.Affected) == 0
+}
+
+// Verify reads every byte of the repository, without keys: the checksum of every
+// record, the hash and form of every map page, headers and footers, manifests,
+// wraps, tombstones. Damaged copies are recorded, so that Have says no and the
+// next backup brings them again. Then it follows every point's maps and names
+// the points that need something of which no sound copy is left.
+//
+// What it cannot tell without keys is whether a tenant sealed what its id says;
+// restores and the tenant's own verification do.
+func (r *Repository) Verify(ctx context.Context, o VerifyOptions) (VerifyReport, error) {
+	v := &verifier{r: r, o: o}
+	if o.Progress == nil {
+		v.o.Progress = func(VerifyReport) error { return ctx.Err() }
+	}
+	err := v.objects(ctx)
+	if err == nil {
+		err = v.points(ctx)
+	}
+	if err != nil {
+		return v.report, fmt.Errorf("verify repository %s: %w", r.id, err)
+	}
+	return v.report, nil
+}
+
+type verifier struct {
+	r      *Repository
+	o      VerifyOptions
+	report VerifyReport
+}
+
+func (v *verifier) fault(object string, problem error) {
+	v.report.FaultyObjects++
+	if len(v.report.Faults) < MaxFindings {
+		v.report.Faults = append(v.report.Faults, ObjectFault{Object: object, Problem: problem.Error()})
+	}
+}
+
+func (v *verifier) damaged(ctx context.Context, p packObject, id chunk.ID) error {
+	v.report.DamagedRecords++
+	if len(v.report.Damage) < MaxFindings {
+		v.report.Damage = append(v.report.Damage, Damage{Kind: p.kind, ID: id, Pack: p.id, At: v.r.clock()})
+	}
+	return v.r.markDamaged(ctx, p.kind, id, p.id)
+}
+
+func (v *verifier) objects(ctx context.Context) error {
+	for object, err := range v.r.blobs.List(ctx, v.r.id+"/") {
+		if err != nil {
+			return fmt.Errorf("list objects: %w", err)
+		}
+		err = v.object(ctx, object)
+		if errors.Is(err, blob.ErrNotFound) {
+			continue // deleted since it was listed; the points tell if it was needed
+		}
+		if errors.Is(err, chunk.ErrDamaged) || errors.Is(err, io.ErrUnexpectedEOF) {
+			v.fault(object.Name, err)
+		} else if err != nil {
+			return err
+		}
+		v.report.Objects++
+		v.report.Bytes += object.SizeBytes
+		if err := v.o.Progress(v.report); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// object checks one object by the folder that it lies in.
+func (v *verifier) object(ctx context.Context, object blob.Object) error {
+	name := strings.TrimPrefix(object.Name, v.r.id+"/")
+	folder, _, _ := strings.Cut(name, "/")
+	switch folder + "/" {
+	case packsFolder:
+		return v.packObject(ctx, chunk.KindData, object)
+	case mapsFolder:
+		return v.packObject(ctx, chunk.KindPage, object)
+	case pointsFolder:
+		return v.manifest(ctx, object)
+	case keysFolder:
+		return v.small(ctx, object, chunk.MaxWrap, func(b []byte) error {
+			_, err := chunk.CheckWrap(b)
+			return err
+		})
+	case tombstoneFolder:
+		return v.small(ctx, object, maxSmall, func(b []byte) error {
+			var t tombstoneJSON
+			if err := decodeSmall(b, &t); err != nil {
+				return err
+			}
+			if !strings.HasSuffix(object.Name, "/"+t.Point) {
+				return fmt.Errorf("tombstone of point %s: %w", t.Point, chunk.ErrDamaged)
+			}
+			return nil
+		})
+	case ownerFolder:
+		return empty(object)
+	case formatObject + "/":
+		return v.small(ctx, object, maxSmall, func(b []byte) error {
+			var f formatJSON
+			if err := decodeSmall(b, &f); err != nil {
+				return err
+			}
+			if want := (formatJSON{chunk.Format, v.r.id, v.r.chunkSize, v.r.fanOut}); f != want {
+				return fmt.Errorf("format is %+v, want %+v: %w", f, want, chunk.ErrDamaged)
+			}
+			return nil
+		})
+	}
+	return fmt.Errorf("object does not belong here: %w", chunk.ErrDamaged)
+}
+
+func empty(object blob.Object) error {
+	if object.SizeBytes != 0 {
+		return fmt.Errorf("object of %d bytes should be empty: %w", object.SizeBytes, chunk.ErrDamaged)
+	}
+	return nil
+}
+
+func (v *verifier) small(ctx context.Context, object blob.Object, limit int64, check func([]byte) error) error {
+	if object.SizeBytes > limit {
+		return fmt.Errorf("object of %d bytes: %w", object.SizeBytes, chunk.ErrDamaged)
+	}
+	b, err := blob.Read(ctx, v.r.blobs, object.Name, limit)
+	if err != nil {
+		return err
+	}
+	return check(b)
+}
+
+func (v *verifier) manifest(ctx context.Context, object blob.Object) error {
+	m, ok := v.r.parseManifestName(object)
+	if !ok {
+		return fmt.Errorf("not the name of a manifest: %w", chunk.ErrDamaged)
+	}
+	if m.void {
+		return empty(object)
+	}
+	return v.small(ctx, object, point.MaxManifest, func(b []byte) error {
+		p, err := point.ParsePublic(b)
+		if err == nil && (p.Point != m.point || p.Machine != m.machine || p.Repository != v.r.id) {
+			err = fmt.Errorf("manifest is of point %s: %w", p.Point, chunk.ErrDamaged)
+		}
+		return err
+	})
+}
+
+func (v *verifier) packObject(ctx context.Context, kind PackKind, object blob.Object) error {
+	p, ok := v.r.packOf(kind, object)
+	if !ok {
+		return fmt.Errorf("not the name of a pack: %w", chunk.ErrDamaged)
+	}
+	if v.r.isCondemned(p.id) {
+		return nil
+	}
+	v.report.Packs++
+	header := make([]byte, min(packHeaderSize, p.size))
+	if err := v.r.blobs.ReadAt(ctx, p.name, header, 0); err != nil {
+		return err
+	}
+	headerKind, id, fault := parsePackHeader(header)
+	if fault == nil && (headerKind != kind || id != p.id) {
+		fault = fmt.Errorf("header is of pack %s: %w", id, chunk.ErrDamaged)
+	}
+	entries, err := readFooter(ctx, v.r.blobs, p)
+	if err != nil && !errors.Is(err, chunk.ErrDamaged) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return err
+	}
+	if err != nil {
+		return errors.Join(fault, err, v.withoutFooter(ctx, p))
+	}
+	return errors.Join(fault, eachRecord(ctx, v.r.blobs, p, entries, func(e Entry, record chunk.Record, damage error) error {
+		v.report.Records++
+		if damage == nil && kind == chunk.KindPage {
+			damage = checkPage(record)
+		}
+		if damage != nil {
+			return v.damaged(ctx, p, e.ID)
+		}
+		return nil
+	}))
+}
+
+func checkPage(record chunk.Record) error {
+	if got := point.PageID(record.Body); got != record.ID {
+		return fmt.Errorf("map page %s has the content of %s: %w", record.ID, got, chunk.ErrDamaged)
+	}
+	_, err := point.ParsePage(record.Body)
+	return err
+}
+
+// withoutFooter verifies the records of a pack whose footer is damaged: those
+// that the index knows and that cannot be found are damaged, too.
+func (v *verifier) withoutFooter(ctx context.Context, p packObject) error {
+	found := map[int64]chunk.ID{}
+	err := searchRecords(ctx, v.r.blobs, p, func(e Entry, record chunk.Record, _ error) error {
+		v.report.Records++
+		if p.kind == chunk.KindPage && checkPage(record) != nil {
+			return nil
+		}
+		found[e.Offset] = e.ID
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	var lost []chunk.ID
+	err = v.r.space.each(v.r.space.key(familyCopies, []byte{byte(p.kind)}), func(key, value []byte) error {
+		if len(key) != len(chunk.ID{}) {
+			return nil
+		}
+		for _, l := range parseLocations(chunk.ID(key), value) {
+			if l.pack == p.id && found[l.Offset] != l.ID {
+				lost = append(lost, l.ID)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, id := range lost {
+		if err := v.damaged(ctx, p, id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// points follows the maps of every point.
+func (v *verifier) points(ctx context.Context) error {
+	j, err := v.r.newJudge()
+	if err != nil {
+		return err
+	}
+	defer j.end()
+	for _, binned := range []bool{false, true} {
+		for record, err := range v.r.allPoints(ctx, binned) {
+			if err != nil {
+				return err
+			}
+			whole, err := v.whole(ctx, j, record)
+			if err != nil {
+				return err
+			}
+			if !whole {
+				v.report.Affected = append(v.report.Affected, record.ID)
+			}
+		}
+	}
+	return nil
+}
+
+func (v *verifier) whole(ctx context.Context, j *judge, record PointRecord) (bool, error) {
+	_, p, err := v.r.readManifest(ctx, record)
+	if errors.Is(err, blob.ErrNotFound) {
+		v.fault(v.r.manifestOf(record), err)
+		return false, nil
+	}
+	if errors.Is(err, chunk.ErrDamaged) {
+		return false, nil // reported with its object
+	}
+	if err != nil {
+		return false, err
+	}
+	return j.point(ctx, p)
+}
+
+// judge tells whether everything that points need is there and sound. What it
+// has seen is kept in the index, so a page that points share is followed once.
+type judge struct {
+	r *Repository
+}
+
+func (r *Repository) newJudge() (*judge, error) {
+	r.marking.Lock() // one at a time: the keys are the same
+	return &judge{r}, r.space.clear(r.space.key(familySound))
+}
+
+// end drops what was kept.
+func (j *judge) end() {
+	if err := j.r.space.clear(j.r.space.key(familySound)); err != nil {
+		j.r.log.Warn("clear the index", "error", err)
+	}
+	j.r.marking.Unlock()
+}
+
+func (j *judge) point(ctx context.Context, p point.Public) (bool, error) {
+	whole := true
+	for i, disk := range p.Disks {
+		if disk.Root.IsZero() {
+			continue
+		}
+		sound, err := j.page(ctx, disk.Root, p.Geometry(i).RootLevel())
+		if err != nil {
+			return false, err
+		}
+		whole = whole && sound
+	}
+	return whole, nil
+}
+
+func (j *judge) page(ctx context.Context, id chunk.ID, level int) (sound bool, err error) {
+	if err := ctx.Err(); err != nil {
+		return false, err
+	}
+	key := j.r.space.key(familySound, []byte{byte(level)}, id[:])
+	known, ok, err := j.r.space.get(key)
+	if err != nil || ok {
+		return ok && known[0] == 1, err
+	}
+	if sound, err = j.look(ctx, id, level); err != nil {
+		return false, err
+	}
+	value := []byte{0}
+	if sound {
+		value[0] = 1
+	}
+	b := j.r.space.batch()
+	b.set(key, value)
+	return sound, b.apply()
+}
+
+func (j *judge) look(ctx context.Context, id chunk.ID, level int) (bool, error) {
+	_, sound, err := j.r.live(chunk.KindPage, id)
+	if err != nil || !sound {
+		return false, err
+	}
+	page, err := j.r.page(ctx, id)
+	if errors.Is(err, chunk.ErrDamaged) || errors.Is(err, ErrNotFound) {
+		return false, nil
+	}
+	if err != nil || page.Level != level {
+		return false, err
+	}
+	whole := true
+	for _, child := range page.IDs {
+		if child.IsZero() {
+			continue
+		}
+		if level == 0 {
+			_, sound, err = j.r.live(chunk.KindData, child)
+		} else {
+			sound, err = j.page(ctx, child, level-1)
+		}
+		if err != nil {
+			return false, err
+		}
+		whole = whole && sound
+	}
+	return whole, nil
+}
+
+// MaxDamagedChunks bounds the answer of Damaged.
+const MaxDamagedChunks = 1 << 16
+
+// Damaged lists the chunks of the session's base of which no sound copy is left. The agent reads their blocks again, because its change tracker does not
+// know that the repository lost them.
+func (s *Session) Damaged(ctx context.Context) ([]chunk.ID, error) {
+	if s.base == "" || !s.r.anyDamage() {
+		return nil, nil
+	}
+	record, err := s.r.catalogue.Point(ctx, s.r.id, s.base)
+	if err != nil {
+		return nil, fmt.Errorf("find base point: %w", err)
+	}
+	_, p, err := s.r.readManifest(ctx, record)
+	if err != nil {
+		return nil, err
+	}
+	j, err := s.r.newJudge()
+	if err != nil {
+		return nil, err
+	}
+	defer j.end()
+	var lost []chunk.ID
+	for i, disk := range p.Disks {
+		if disk.Root.IsZero() {
+			continue
+		}
+		if err := j.lost(ctx, disk.Root, p.Geometry(i).RootLevel(), &lost); err != nil {
+			return nil, err
+		}
+	}
+	return lost, nil
+}
+
+// anyDamage reports whether a look at a base can find anything at all.
+func (r *Repository) anyDamage() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.damaged > 0
+}
+
+// lost gathers the chunks below a page that have no sound copy.
+func (j *judge) lost(ctx context.Context, id chunk.ID, level int, lost *[]chunk.ID) error {
+	sound, err := j.page(ctx, id, level)
+	if err != nil || sound || len(*lost) >= MaxDamagedChunks {
+		return err
+	}
+	page, err := j.r.page(ctx, id)
+	if errors.Is(err, chunk.ErrDamaged) || errors.Is(err, ErrNotFound) {
+		return nil // the agent finds out when it fetches the page
+	}
+	if err != nil {
+		return err
+	}
+	for _, child := range page.IDs {
+		switch {
+		case child.IsZero():
+		case level > 0:
+			err = j.lost(ctx, child, level-1, lost)
+		default:
+			var sound bool
+			if _, sound, err = j.r.live(chunk.KindData, child); err == nil && !sound && len(*lost) < MaxDamagedChunks {
+				*lost = append(*lost, child)
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
