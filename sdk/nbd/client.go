@@ -140,7 +140,7 @@ func (c *Client) broke(err error) {
 func (c *Client) Close() error {
 	c.closing.Do(func() {
 		for _, l := range c.links {
-			l.close(errClosed)
+			l.close()
 		}
 	})
 	return nil

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -141,9 +140,7 @@ func (l *link) broken() error {
 // fail breaks the link. Only the first reason counts. The receiver notices
 // that the connection is closed and ends what is pending.
 func (l *link) fail(err error) {
-	if !errors.Is(err, errClosed) {
-		err = fmt.Errorf("nbd connection broken: %w: %w", sdk.ErrUnavailable, err)
-	}
+	err = fmt.Errorf("nbd connection broken: %w: %w", sdk.ErrUnavailable, err)
 	if l.end(err) {
 		l.onBreak(err)
 	}
@@ -151,6 +148,15 @@ func (l *link) fail(err error) {
 
 // end is fail without telling the others, and reports whether it was the first.
 func (l *link) end(err error) bool {
+	if !l.condemn(err) {
+		return false
+	}
+	l.shut()
+	return true
+}
+
+// condemn lets no request in any more, and reports whether it was the first.
+func (l *link) condemn(err error) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.err != nil {
@@ -158,7 +164,6 @@ func (l *link) end(err error) bool {
 	}
 	l.err = err
 	close(l.dead)
-	l.shut()
 	return true
 }
 
@@ -176,16 +181,16 @@ func (l *link) shut() {
 const farewell = time.Second
 
 // close says goodbye if nobody else is speaking, and waits for the goroutines.
-func (l *link) close(reason error) {
-	if l.writing.TryLock() {
-		l.out.timeout = min(l.timeout, farewell)
-		requestHeader{command: cmdDisconnect}.put(&l.header)
-		if l.broken() == nil {
+func (l *link) close() {
+	if l.condemn(errClosed) {
+		if l.writing.TryLock() {
+			l.out.timeout = min(l.timeout, farewell)
+			requestHeader{command: cmdDisconnect}.put(&l.header)
 			_ = l.out.write(l.header[:], nil)
+			l.writing.Unlock()
 		}
-		l.writing.Unlock()
+		l.shut()
 	}
-	l.fail(reason)
 	l.group.Wait()
 }
 
