@@ -11,9 +11,10 @@
 //	machine     holdfast-draft-ID        a draft; never runs, holds the draft's disks open, carries the request
 //	volume      holdfast-ID-DISK.qcow2   a disk of a draft, and then of the machine that it became
 //	metadata    …/origin/1.0             on a machine that was restored: its draft, operation and epoch
+//	metadata    …/claim/1.0              on a machine that was started or stopped: the epoch under which
 //
-// Names begin with the prefix of the operation's space: a space is "prefix" or "pool/prefix". All of it goes away with
-// EndSnapshot, ReleaseMark, CommitDraft and AbortDraft.
+// Names begin with the prefix of the operation's space: a space is "prefix" or "pool/prefix". All but the
+// last two goes away with EndSnapshot, ReleaseMark, CommitDraft and AbortDraft.
 //
 // # How bytes flow
 //

@@ -28,6 +28,7 @@ type domainXML struct {
 		} `xml:"https://holdfast-dr.org/xmlns/libvirt/1.0 tags"`
 		Run    *runMetadata    `xml:"https://holdfast-dr.org/xmlns/libvirt/run/1.0 run"`
 		Draft  *draftMetadata  `xml:"https://holdfast-dr.org/xmlns/libvirt/draft/1.0 draft"`
+		Claim  *claimMetadata  `xml:"https://holdfast-dr.org/xmlns/libvirt/claim/1.0 claim"`
 		Origin *originMetadata `xml:"https://holdfast-dr.org/xmlns/libvirt/origin/1.0 origin"`
 	} `xml:"metadata"`
 	OS struct {

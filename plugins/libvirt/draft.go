@@ -22,7 +22,9 @@ type draft struct {
 }
 
 // keeperName is the machine's name. It says what it is to whoever wonders about a machine that never runs.
-func keeperName(s space, id string) string { return s.prefix + "holdfast-draft-" + id }
+func keeperName(s space, id string) string { return s.prefix + keeperPrefix + id }
+
+const keeperPrefix = "holdfast-draft-"
 
 // volumeName is the name of a disk's volume, while it is part of the draft and for ever after.
 func volumeName(s space, id string, disk sdk.DiskID) string {
@@ -120,6 +122,8 @@ func (p *platform) newDraft(ctx context.Context, op sdk.Op, s space, id string, 
 	return d, err
 }
 
+const sectorBytes = 512
+
 func checkSpec(spec sdk.DraftSpec) error {
 	m := spec.Machine
 	if m.Name == "" || len(m.Name) > 200 || strings.ContainsAny(m.Name, "/\n") {
@@ -130,7 +134,7 @@ func checkSpec(spec sdk.DraftSpec) error {
 	}
 	seen := make(map[sdk.DiskID]bool)
 	for _, d := range m.Disks {
-		if d.ID == "" || d.SizeBytes <= 0 || seen[d.ID] {
+		if d.ID == "" || d.SizeBytes <= 0 || d.SizeBytes%sectorBytes != 0 || seen[d.ID] {
 			return invalid("disk %q of %d bytes", d.ID, d.SizeBytes)
 		}
 		seen[d.ID] = true
@@ -262,17 +266,23 @@ func (p *platform) createVolume(ctx context.Context, d *draft, disk sdk.Disk) er
 		if err != nil {
 			return err
 		}
-		_, err = lv.StorageVolCreateXML(pool, text, 0)
-		return err
+		vol, err := lv.StorageVolCreateXML(pool, text, 0)
+		if is(err, libvirt.ErrStorageVolExist) {
+			vol, err = lv.StorageVolLookupByName(pool, volumeName(d.space, d.meta.ID, disk.ID))
+		}
+		if err != nil || disk.SizeBytes%libvirtGrain == 0 {
+			return err
+		}
+		return lv.StorageVolResize(vol, uint64(disk.SizeBytes), libvirt.StorageVolResizeShrink)
 	})
-	if is(err, libvirt.ErrStorageVolExist) {
-		return nil
-	}
 	if err != nil {
 		return fmt.Errorf("make the volume of disk %s: %w", disk.ID, err)
 	}
 	return nil
 }
+
+// libvirtGrain is to what libvirt rounds the size of a new volume up. Resizing knows sectors.
+const libvirtGrain = 1024
 
 // findDraft finds a draft in the operation's space and refuses an epoch lower than it has seen. A higher one is written
 // down.
@@ -284,23 +294,29 @@ func (p *platform) findDraft(ctx context.Context, op sdk.Op, id string) (*draft,
 	if err != nil {
 		return nil, err
 	}
-	name := keeperName(s, id)
-	dom, err := ask(ctx, p.control, func(lv *libvirt.Libvirt) (libvirt.Domain, error) { return lv.DomainLookupByName(name) })
-	if is(err, libvirt.ErrNoDomain) {
-		return nil, notFound("draft %s", id)
-	}
+	doms, err := p.domains(ctx)
 	if err != nil {
 		return nil, err
 	}
+	i := slices.IndexFunc(doms, func(dom libvirt.Domain) bool { return strings.HasSuffix(dom.Name, keeperPrefix+id) })
+	if i < 0 {
+		return nil, notFound("draft %s", id)
+	}
+	dom := doms[i]
 	described, _, err := p.describe(ctx, dom, inactiveXML)
 	if err != nil {
 		return nil, err
 	}
 	meta := described.Metadata.Draft
 	if meta == nil || meta.ID != id {
-		return nil, sdk.Errorf(sdk.ErrDenied, sdk.FaultBackend, "machine %s is not a draft of ours", name)
+		return nil, sdk.Errorf(sdk.ErrDenied, sdk.FaultBackend, "machine %s is not a draft of ours", dom.Name)
 	}
-	d := &draft{dom: dom, meta: *meta, space: s}
+	if !strings.HasPrefix(dom.Name, s.prefix) || s.pool != "" && s.pool != meta.Pool {
+		return nil, sdk.Errorf(sdk.ErrDenied, sdk.FaultHost, "draft %s lies outside the space", id)
+	}
+	// The draft's own space, which an operation on the whole back-end does not name.
+	own := space{pool: meta.Pool, prefix: strings.TrimSuffix(dom.Name, keeperPrefix+id)}
+	d := &draft{dom: dom, meta: *meta, space: own}
 	if err := json.Unmarshal([]byte(meta.Spec), &d.spec); err != nil {
 		return nil, sdk.Errorf(nil, sdk.FaultBackend, "the request of draft %s: %v", id, err)
 	}

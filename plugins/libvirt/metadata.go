@@ -29,6 +29,12 @@ type originMetadata struct {
 	Epoch   uint64   `xml:"epoch,attr"`
 }
 
+// claimMetadata is on a machine that was started or stopped: the highest epoch under which that was asked.
+type claimMetadata struct {
+	XMLName xml.Name `xml:"https://holdfast-dr.org/xmlns/libvirt/claim/1.0 claim"`
+	Epoch   uint64   `xml:"epoch,attr"`
+}
+
 // draftMetadata is on the machine that holds a draft's disks.
 type draftMetadata struct {
 	XMLName xml.Name `xml:"https://holdfast-dr.org/xmlns/libvirt/draft/1.0 draft"`

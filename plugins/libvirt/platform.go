@@ -42,10 +42,11 @@ const (
 	lastNBDPort     = 10872
 	xmlnsTags       = "https://holdfast-dr.org/xmlns/libvirt/1.0"
 	xmlnsRun        = "https://holdfast-dr.org/xmlns/libvirt/run/1.0"
+	xmlnsClaim      = "https://holdfast-dr.org/xmlns/libvirt/claim/1.0"
 	xmlnsDraft      = "https://holdfast-dr.org/xmlns/libvirt/draft/1.0"
 	xmlnsOrigin     = "https://holdfast-dr.org/xmlns/libvirt/origin/1.0"
 	metadataKey     = "holdfast"
-	maxOpID         = 128
+	maxOpID         = 1024
 	longestSockPath = 107
 )
 

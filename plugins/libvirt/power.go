@@ -20,6 +20,9 @@ func (p *platform) Start(ctx context.Context, op sdk.Op, id sdk.MachineID) error
 		return err
 	}
 	defer p.lock(string(id))()
+	if err := p.claim(ctx, dom, op); err != nil {
+		return err
+	}
 	if err := p.start(ctx, dom); err != nil {
 		return fmt.Errorf("start machine %s: %w", id, err)
 	}
@@ -52,6 +55,25 @@ func (p *platform) start(ctx context.Context, dom libvirt.Domain) error {
 	return err
 }
 
+// claim refuses an epoch lower than the machine was switched under before, and writes a higher one down.
+func (p *platform) claim(ctx context.Context, dom libvirt.Domain, op sdk.Op) error {
+	d, _, err := p.describe(ctx, dom, inactiveXML)
+	if err != nil {
+		return err
+	}
+	known := uint64(0)
+	if d.Metadata.Claim != nil {
+		known = d.Metadata.Claim.Epoch
+	}
+	switch {
+	case op.Epoch < known:
+		return sdk.Errorf(sdk.ErrFenced, sdk.FaultHost, "epoch %d is older than %d, which machine %s has seen", op.Epoch, known, machineID(dom))
+	case op.Epoch > known:
+		return p.setMetadata(ctx, dom, xmlnsClaim, claimMetadata{Epoch: op.Epoch}, libvirt.DomainAffectConfig)
+	}
+	return nil
+}
+
 // stopAgain is when to ask again for a guest that is shutting down.
 const stopAgain = 2 * time.Second
 
@@ -66,6 +88,9 @@ func (p *platform) Stop(ctx context.Context, op sdk.Op, id sdk.MachineID, grace 
 		return err
 	}
 	defer p.lock(string(id))()
+	if err := p.claim(work, dom, op); err != nil {
+		return err
+	}
 	end, err := p.shutdown(work, dom, op, grace)
 	if err != nil || end.IsZero() {
 		return err

@@ -303,7 +303,7 @@ func TestDrafts(t *testing.T) {
 	}
 	foreign := op
 	foreign.Space = "umbrella-"
-	if _, err := p.OpenDraftDisk(ctx, foreign, d, "scsi0:0"); !errors.Is(err, sdk.ErrNotFound) {
+	if _, err := p.OpenDraftDisk(ctx, foreign, d, "scsi0:0"); !errors.Is(err, sdk.ErrDenied) {
 		t.Errorf("another tenant opens it: %v", err)
 	}
 	if err := errors.Join(second.Zero(0, 1<<20), second.Flush()); err != nil {

@@ -171,7 +171,7 @@ func (g Guest) Disks(ctx context.Context) ([]string, error) {
 	}
 	var disks []string
 	for line := range strings.Lines(out) {
-		if fields := strings.Fields(line); len(fields) == 2 {
+		if fields := strings.Fields(line); len(fields) == 2 && fields[1] != "-" {
 			disks = append(disks, fields[1])
 		}
 	}
@@ -310,6 +310,9 @@ func (g Guest) liveBitmaps(ctx context.Context) ([]string, error) {
 			continue
 		}
 		for _, bitmap := range device.Inserted.Bitmaps {
+			if bitmap.Name == "" {
+				continue // of a block job, and gone with it
+			}
 			list = append(list, "bitmap "+filepath.Base(device.Inserted.File)+" "+bitmap.Name)
 		}
 	}

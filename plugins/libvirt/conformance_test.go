@@ -1,0 +1,157 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/holdfast-dr/holdfast/sdk"
+	"github.com/holdfast-dr/holdfast/sdk/conformance"
+	"github.com/holdfast-dr/holdfast/testenv"
+	"github.com/holdfast-dr/holdfast/testenv/site"
+)
+
+// blank is a machine without an operating system: its firmware finds nothing to boot, and the fixture does the writing.
+const blank = `<domain type='%s'>
+  <name>conformance</name>
+  <memory unit='MiB'>64</memory>
+  <vcpu>1</vcpu>
+  <os><type arch='x86_64' machine='pc'>hvm</type></os>
+  <devices>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='qcow2'/><source file='%s'/><target dev='vda' bus='virtio'/>
+    </disk>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='qcow2'/><source file='%s'/><target dev='vdb' bus='virtio'/>
+    </disk>
+    <disk type='file' device='cdrom'><target dev='sda' bus='sata'/></disk>
+    <memballoon model='none'/>
+  </devices>
+</domain>`
+
+// blankGuest defines such a machine and starts it.
+func blankGuest(t *testing.T, s *site.Site) site.Guest {
+	t.Helper()
+	var disks []any
+	for _, size := range []string{"8M", "4M"} {
+		disk := filepath.Join(s.PoolDir(site.Pool), "conformance-"+size+".qcow2")
+		if out, err := exec.Command(testenv.Tool(t, "qemu-img"), "create", "-f", "qcow2", disk, size).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		disks = append(disks, disk)
+	}
+	file := filepath.Join(t.TempDir(), "domain.xml")
+	if err := os.WriteFile(file, fmt.Appendf(nil, blank, append([]any{s.DomainType()}, disks...)...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, command := range [][]string{{"define", file}, {"pool-refresh", site.Pool}, {"start", "conformance"}} {
+		if _, err := s.Virsh(t.Context(), command...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g := s.Guest("conformance")
+	t.Cleanup(func() {
+		if err := g.Remove(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return g
+}
+
+func TestConformance(t *testing.T) {
+	s := testSite(t)
+	g := blankGuest(t, s)
+	p := testPlatform(t, local(s))
+	conformance.Run(t, func(t *testing.T) conformance.Fixture {
+		return conformanceFixture(t, s, g, p, func() (sdk.Platform, error) { return testPlatform(t, local(s)), nil })
+	})
+}
+
+func conformanceFixture(t *testing.T, s *site.Site, g site.Guest, p sdk.Platform, fresh func() (sdk.Platform, error)) conformance.Fixture {
+	t.Helper()
+	ctx := context.Background()
+	byID := func(id sdk.MachineID) (site.Guest, error) {
+		name, err := s.Virsh(ctx, "domname", string(id))
+		return s.Guest(name), err
+	}
+	id, err := s.Virsh(ctx, "domuuid", g.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := conformance.Fixture{
+		Platform: p, Fresh: fresh, Machine: sdk.MachineID(id), Epoch: 100,
+		// The tenant's spaces; the machine itself lies in the first.
+		Space: "con", Foreign: "umbrella-",
+		Write: func(disk sdk.DiskID, off int64, data []byte) error { return writeAsGuest(t, s, g, disk, off, data) },
+		Read: func(id sdk.MachineID, disk sdk.DiskID, off int64, data []byte) error {
+			machine, err := byID(id)
+			if err != nil {
+				return err
+			}
+			return readOff(t, machine, disk, off, data)
+		},
+		Remove: func(id sdk.MachineID) error {
+			machine, err := byID(id)
+			if err != nil {
+				return err
+			}
+			return machine.Remove(ctx)
+		},
+		Objects: func() ([]string, error) { return g.Leftovers(ctx) },
+		Draft:   sdk.DraftSpec{Machine: sdk.Machine{Name: "restored", CPUs: 2, MemoryBytes: 64 << 20}},
+	}
+	if s.System {
+		f.Draft.Machine.NICs = []sdk.NIC{{MAC: "52:54:00:aa:bb:cc", Network: site.Production, Model: "virtio"}}
+	}
+	return f
+}
+
+// writeAsGuest writes through the device's own back-end in QEMU, as the guest's requests do.
+func writeAsGuest(t *testing.T, s *site.Site, g site.Guest, disk sdk.DiskID, off int64, data []byte) error {
+	file, err := os.CreateTemp(t.TempDir(), "write-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(file.Name())
+	if _, err := file.Write(data); err != nil {
+		return err
+	}
+	if err := file.Close(); err != nil {
+		return err
+	}
+	device := map[sdk.DiskID]int{"vda": 0, "vdb": 1}[disk]
+	out, err := s.Virsh(context.Background(), "qemu-monitor-command", g.Name, "--hmp", fmt.Sprintf(
+		`qemu-io -d /machine/peripheral/virtio-disk%d/virtio-backend "write -s %s %d %d"`, device, file.Name(), off, len(data)))
+	if err != nil {
+		return err
+	}
+	if strings.Contains(out, "failed") || strings.Contains(out, "rror") {
+		return fmt.Errorf("qemu-io: %s", out)
+	}
+	return nil
+}
+
+func readOff(t *testing.T, g site.Guest, disk sdk.DiskID, off int64, data []byte) error {
+	ctx := context.Background()
+	images, err := g.Disks(ctx)
+	if err != nil {
+		return err
+	}
+	index := map[sdk.DiskID]int{"vda": 0, "vdb": 1}[disk]
+	raw := filepath.Join(t.TempDir(), "disk.raw")
+	if out, err := exec.Command(testenv.Tool(t, "qemu-img"), "convert", "-O", "raw", images[index], raw).CombinedOutput(); err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	defer os.Remove(raw)
+	file, err := os.Open(raw)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	_, err = file.ReadAt(data, off)
+	return err
+}
