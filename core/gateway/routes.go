@@ -126,7 +126,7 @@ func (s *Server) event(q *request) error {
 	if err := e.check(); err != nil {
 		return invalid("event", "%v", err)
 	}
-	if err := s.config.Report(q.Context(), q.agent, run, e); err != nil {
+	if err := s.config.Reports.Put(q.Context(), q.agent, run, e); err != nil {
 		return err
 	}
 	return q.nothing()

@@ -62,10 +62,9 @@ type Config struct {
 	Renew  func(ctx context.Context, a access.Agent, request []byte) (Credentials, error)
 	// Authorities is the PEM of the CA certificates that agents are to trust.
 	Authorities func(ctx context.Context) (string, error)
-	// Report keeps the newest event of an agent's run.
-	Report func(ctx context.Context, a access.Agent, run string, e RunEvent) error
-	Now    func() time.Time // nil: time.Now
-	Log    *slog.Logger     // nil: slog.Default
+	Reports     Reports
+	Now         func() time.Time // nil: time.Now
+	Log         *slog.Logger     // nil: slog.Default
 }
 
 // Server is the provider's end of the wire. The zero value is of no use; see
@@ -226,6 +225,21 @@ func (s *Server) changed(c net.Conn, state http.ConnState) {
 			return
 		}
 	}
+}
+
+// Connections is how many connections of agents are open.
+func (s *Server) Connections() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := 0
+	for l := range s.lines {
+		l.mu.Lock()
+		if l.agent != "" {
+			n++
+		}
+		l.mu.Unlock()
+	}
+	return n
 }
 
 // DisconnectTenant closes every open connection of a tenant's agents.

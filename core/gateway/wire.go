@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"context"
 	"encoding/hex"
 	"fmt"
 	"net/http"
@@ -9,8 +10,10 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/holdfast-dr/holdfast/core/access"
 	"github.com/holdfast-dr/holdfast/core/chunk"
 	"github.com/holdfast-dr/holdfast/core/point"
+	"github.com/holdfast-dr/holdfast/core/tenant"
 )
 
 // Port is where providers listen.
@@ -186,6 +189,24 @@ type RunEvent struct {
 	Machines   int        `json:"machines"`
 	Failure    string     `json:"failure,omitempty"`
 	Side       string     `json:"side,omitempty"` // whose fault: tenant or provider
+}
+
+// Report is the newest that an agent told of a run.
+type Report struct {
+	Run      string
+	Agent    string // id
+	Received time.Time
+	Event    RunEvent
+}
+
+// Reports keeps what agents tell of their runs, the newest event of each. It is
+// bookkeeping: what a site says of itself decides nothing.
+type Reports interface {
+	// Put keeps an event that is newer than what is there, and passes over any
+	// other.
+	Put(ctx context.Context, a access.Agent, run string, e RunEvent) error
+	// List is newest first, of runs that started before a moment if it is given.
+	List(ctx context.Context, t tenant.ID, before time.Time, limit int) ([]Report, error)
 }
 
 // Bounds of the texts of a RunEvent.
