@@ -265,13 +265,22 @@ func (s site) SetNext(ctx context.Context, id string, next time.Time) error {
 	})
 }
 
-const siteMachineColumns = "id, keyring, repository, endpoint_id, machine, name, last_point, last_root, last_compared, runs_since"
+const siteMachineColumns = "id, keyring, repository, endpoint_id, machine, name, remembered, session, held, compared, runs"
 
 func scanSiteMachine(row scanner) (m agent.Machine, err error) {
+	var remembered, held string
 	var compared int64
-	err = row.Scan(&m.ID, &m.Keyring, &m.Repository, &m.EndpointID, &m.Machine, &m.Name, &m.LastPoint, &m.LastRoot, &compared, &m.RunsSince)
-	m.LastCompared = moment(compared)
-	return m, err
+	if err = row.Scan(&m.ID, &m.Keyring, &m.Repository, &m.EndpointID, &m.Machine, &m.Name, &remembered, &m.Session, &held, &compared, &m.Runs); err != nil {
+		return m, err
+	}
+	m.Compared = moment(compared)
+	if err = json.Unmarshal([]byte(remembered), &m.Remembered); err != nil {
+		return m, fmt.Errorf("read remembered points of machine %q: %w", m.Name, err)
+	}
+	if err = json.Unmarshal([]byte(held), &m.Held); err != nil {
+		return m, fmt.Errorf("read the marks held for machine %q: %w", m.Name, err)
+	}
+	return m, nil
 }
 
 func (s site) Machines(ctx context.Context) (all []agent.Machine, err error) {
@@ -286,15 +295,23 @@ func (s site) Machines(ctx context.Context) (all []agent.Machine, err error) {
 }
 
 func (s site) PutMachine(ctx context.Context, m agent.Machine) error {
+	remembered, err := json.Marshal(m.Remembered)
+	if err != nil {
+		return fmt.Errorf("store machine %q: %w", m.Name, err)
+	}
+	held, err := json.Marshal(m.Held)
+	if err != nil {
+		return fmt.Errorf("store machine %q: %w", m.Name, err)
+	}
 	return s.db.write(ctx, func(t *tx) error {
 		_, err := t.exec(ctx, `INSERT INTO site_machines
-			(id, keyring, repository, endpoint_id, machine, name, last_point, last_root, last_compared, runs_since)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
-			ON CONFLICT (repository, id) DO UPDATE SET keyring = excluded.keyring, endpoint_id = excluded.endpoint_id,
-			machine = excluded.machine, name = excluded.name, last_point = excluded.last_point, last_root = excluded.last_root,
-			last_compared = excluded.last_compared, runs_since = excluded.runs_since`,
-			string(m.ID), m.Keyring, m.Repository, m.EndpointID, string(m.Machine), m.Name, string(m.LastPoint), m.LastRoot,
-			micros(m.LastCompared), int64(m.RunsSince))
+			(id, keyring, repository, endpoint_id, machine, name, remembered, session, held, compared, runs)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+			ON CONFLICT (repository, keyring, id) DO UPDATE SET endpoint_id = excluded.endpoint_id, machine = excluded.machine,
+			name = excluded.name, remembered = excluded.remembered, session = excluded.session, held = excluded.held, compared = excluded.compared,
+			runs = excluded.runs`,
+			string(m.ID), m.Keyring, m.Repository, m.EndpointID, string(m.Machine), m.Name, string(remembered), m.Session, string(held),
+			micros(m.Compared), int64(m.Runs))
 		if err != nil {
 			return fmt.Errorf("store machine %q: %w", m.Name, err)
 		}

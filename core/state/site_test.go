@@ -13,6 +13,7 @@ import (
 
 	"github.com/holdfast-dr/holdfast/core/agent"
 	"github.com/holdfast-dr/holdfast/core/audit"
+	"github.com/holdfast-dr/holdfast/core/point"
 	"github.com/holdfast-dr/holdfast/core/schedule"
 	"github.com/holdfast-dr/holdfast/core/secret"
 	"github.com/holdfast-dr/holdfast/core/tenant"
@@ -57,9 +58,9 @@ func TestSiteRemembersWhatItWasGiven(t *testing.T) {
 	keyring := agent.Keyring{Fingerprint: "f1", Secret: []byte("the secret of the keyring"), Current: true, Kit: agent.KitWritten,
 		KitTime: siteDay, Wrap: []byte("wrap"), PendingKit: "sum", PendingWrap: []byte("pending"), Created: siteDay}
 	machine := agent.Machine{ID: "m1", Keyring: "f1", Repository: "r1", EndpointID: "e1", Machine: "vm-1", Name: "web-01",
-		LastPoint: "p1", LastRoot: "root", LastCompared: siteDay, RunsSince: 3}
+		Remembered: []point.ID{"p2", "p1"}, Session: "5e55", Compared: siteDay, Runs: 3}
 	elsewhere := machine
-	elsewhere.Repository, elsewhere.LastPoint = "r2", "p2"
+	elsewhere.Repository, elsewhere.Remembered = "r2", nil
 	for name, err := range map[string]error{
 		"connection": store.PutConnection(ctx, connection), "keyring": store.PutKeyring(ctx, keyring), "job": store.PutJob(ctx, job),
 		"machine": store.PutMachine(t.Context(), machine), "machine in another repository": store.PutMachine(t.Context(), elsewhere),

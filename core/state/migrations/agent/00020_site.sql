@@ -57,6 +57,7 @@ CREATE TABLE site_machines (
     name        TEXT   NOT NULL,
     remembered  TEXT   NOT NULL, -- points, newest first
     session     TEXT   NOT NULL, -- an upload that broke off, or empty
+    held        TEXT   NOT NULL, -- marks that the source may still keep for us
     compared    BIGINT NOT NULL,
     runs        BIGINT NOT NULL,
     PRIMARY KEY (repository, keyring, id)
