@@ -1,0 +1,135 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/holdfast-dr/holdfast/core/api"
+)
+
+// How long a stopping agent lets requests go on, and when it tells those who
+// watch something that this is the end.
+const (
+	stopTimeout = 10 * time.Second
+	stopWatch   = time.Second
+)
+
+func agentServeCommand(a *app) *cobra.Command {
+	var file string
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the agent",
+		Long: `Run the agent: jobs on schedule and by hand, restores, and the socket that the other commands use.
+
+It keeps everything in its data directory: agent.db (SQLite), master.key (which seals credentials and keys in the
+database) and agent.sock (for its user only). It listens on no network. A run that a crash or a restart interrupts goes on
+at the next start, without sending again what had arrived.
+
+Configuration comes from a file, the environment (HOLDFAST_DATA, HOLDFAST_NAME, HOLDFAST_MASTER_KEY, HOLDFAST_PLUGINS,
+HOLDFAST_LOG) and flags. systemd's credential "holdfast-agent.key" is used as the master key if it is there.`,
+		Example: `  holdfast agent serve
+  holdfast agent serve --data /srv/holdfast-agent --name berlin
+  holdfast agent serve --plugins /usr/lib/holdfast --log debug`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			config := siteConfig{Log: "info"}
+			if err := configure(file, a.env, cmd.Flags(), &config); err != nil {
+				return err
+			}
+			var level slog.Level
+			if err := level.UnmarshalText([]byte(config.Log)); err != nil {
+				return usagef(cmd, "log level %q is unknown: debug, info, warn or error", config.Log)
+			}
+			if config.Data != "" && a.socket == "" {
+				a.socket = config.Data + "/agent.sock"
+			}
+			config.complete(a)
+			return a.serveSite(cmd.Context(), config, slog.New(slog.NewTextHandler(a.err, &slog.HandlerOptions{Level: level})))
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&file, "config", "", "configuration file, YAML or TOML")
+	flags.String("data", "", "data directory (default "+a.dataDir("agent")+")")
+	flags.String("name", "", "name of the site (default the machine's name)")
+	flags.String("master-key", "", "where the master key is: file:PATH (default master.key in the data directory)")
+	flags.StringSlice("plugins", nil, "directories with plugin programs (default that of this program)")
+	flags.String("log", "info", "log level: debug, info, warn or error")
+	return cmd
+}
+
+// serveSite runs the agent until ctx ends, then lets it stop in good order.
+func (a *app) serveSite(ctx context.Context, config siteConfig, log *slog.Logger) (err error) {
+	s, err := openSite(ctx, config, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+	listener, err := listenSocket(a.socketPath())
+	if err != nil {
+		return err
+	}
+	requests, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	server := &http.Server{Handler: api.NewAgentHandler(&api.Agent{Site: s.agent}), ReadHeaderTimeout: headerTimeout,
+		BaseContext: func(net.Listener) context.Context { return requests },
+		ErrorLog:    slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
+	g, running := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("serve the agent's socket: %w", err)
+		}
+		return nil
+	})
+	g.Go(func() error {
+		<-running.Done()
+		watchers := time.AfterFunc(stopWatch, end)
+		defer watchers.Stop()
+		last, cancel := context.WithTimeout(context.WithoutCancel(running), stopTimeout)
+		defer cancel()
+		if err := server.Shutdown(last); err != nil {
+			return server.Close()
+		}
+		return nil
+	})
+	g.Go(func() error { return s.agent.Serve(running) })
+	log.InfoContext(ctx, "agent serves", "site", config.Name, "data", config.Data, "socket", a.socketPath(), "version", versionText())
+	err = g.Wait()
+	if ctx.Err() != nil {
+		log.Info("agent stopped")
+	}
+	return err
+}
+
+// listenSocket opens the agent's socket for its user alone. A socket that a
+// killed agent left is replaced.
+func listenSocket(path string) (net.Listener, error) {
+	if conn, err := net.Dial("unix", path); err == nil {
+		conn.Close()
+		return nil, withHint(fmt.Errorf("another agent answers at %s", path), "stop it, or choose another socket with --socket")
+	}
+	if info, err := os.Lstat(path); err == nil && info.Mode().Type() == fs.ModeSocket {
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("replace the agent's socket: %w", err)
+		}
+	}
+	// The mode is right from the first moment on; nothing else runs yet that makes
+	// files.
+	mask := syscall.Umask(0o177)
+	listener, err := net.Listen("unix", path)
+	syscall.Umask(mask)
+	if err != nil {
+		return nil, withHint(fmt.Errorf("listen on the agent's socket: %w", err), "the path may have at most 107 bytes; choose a shorter one with --socket")
+	}
+	return listener, nil
+}

@@ -1,0 +1,222 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/holdfast-dr/holdfast/core/agent"
+	"github.com/holdfast-dr/holdfast/core/api"
+	"github.com/holdfast-dr/holdfast/core/client"
+	"github.com/holdfast-dr/holdfast/core/host"
+	"github.com/holdfast-dr/holdfast/core/secret"
+	"github.com/holdfast-dr/holdfast/core/state"
+)
+
+// siteConfig is the agent's process configuration.
+type siteConfig struct {
+	Data    string   `mapstructure:"data"`
+	Name    string   `mapstructure:"name"`
+	Key     string   `mapstructure:"master-key"`
+	Plugins []string `mapstructure:"plugins"`
+	Log     string   `mapstructure:"log"`
+}
+
+// site is an agent that was constructed, with what has to be closed after it.
+type site struct {
+	agent  *agent.Agent
+	dir    string
+	closes []func() error
+}
+
+// longestRunDir leaves room for the names of plugins' sockets, which a unix
+// socket's address bounds to 108 bytes.
+const longestRunDir = 50
+
+// openSite constructs the agent of a data directory. Only one process has it.
+func openSite(ctx context.Context, c siteConfig, log *slog.Logger) (s *site, err error) {
+	if err := os.MkdirAll(c.Data, 0o700); err != nil {
+		return nil, fmt.Errorf("make the agent's data directory: %w", err)
+	}
+	s = &site{dir: c.Data}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.close())
+		}
+	}()
+	db, err := state.OpenAgent(ctx, "sqlite:"+filepath.Join(c.Data, "agent.db"))
+	if err != nil {
+		return nil, withHint(err, "if an agent runs already, talk to it through its socket; else check the owner of %s", c.Data)
+	}
+	s.closes = append(s.closes, db.Close)
+	key, created, err := secret.Open(c.Key)
+	if err != nil {
+		return nil, withHint(err, "the master key opens the credentials and keys in %s; restore it from your copy", c.Data)
+	}
+	if created {
+		log.InfoContext(ctx, "master key made; it protects a stolen database, not this machine from its own root", "key", c.Key)
+	}
+	options := host.Options{Dirs: c.Plugins, Log: log}
+	if run := filepath.Join(c.Data, "run"); len(run) <= longestRunDir {
+		options.RunDir = run
+	}
+	plugins, err := host.New(db.Hosts(key), options)
+	if err != nil {
+		return nil, err
+	}
+	s.closes = append(s.closes, plugins.Close)
+	wire := agent.Gateway{Version: versionText(), Log: log}
+	s.agent = &agent.Agent{
+		Name: c.Name, Version: versionText(), Instance: uuid.Must(uuid.NewV7()).String(), Log: log,
+		Store: db.Site(key), Runs: db.Runs(), Claims: db.Claims(), Host: db.Hosts(key), Plugins: plugins,
+		Dial: wire.Dial, Enrol: wire.Enrol,
+	}
+	s.closes = append(s.closes, s.agent.Close)
+	return s, nil
+}
+
+// close ends everything, the newest first.
+func (s *site) close() error {
+	var failures []error
+	for i := len(s.closes) - 1; i >= 0; i-- {
+		failures = append(failures, s.closes[i]())
+	}
+	s.closes = nil
+	return errors.Join(failures...)
+}
+
+// complete fills in what nobody configured.
+func (c *siteConfig) complete(a *app) {
+	if c.Data == "" {
+		c.Data = a.dataDir("agent")
+	}
+	if c.Name == "" {
+		c.Name, _ = os.Hostname() // without one the site has no name, which is allowed
+	}
+	if c.Key == "" {
+		c.Key = "file:" + filepath.Join(c.Data, "master.key")
+		if dir := a.env("CREDENTIALS_DIRECTORY"); dir != "" { // of systemd, which keeps it in memory
+			if path := filepath.Join(dir, "holdfast-agent.key"); fileExists(path) {
+				c.Key = "file:" + path
+			}
+		}
+	}
+}
+
+func fileExists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// agentOrSite is the running agent, or, if none runs, the site in its data
+// directory, opened for this one command.
+func (a *app) agentOrSite(ctx context.Context, dir string) (c *client.Client, release func(), err error) {
+	if dir != "" && a.socket == "" {
+		a.socket = filepath.Join(dir, "agent.sock")
+	}
+	if conn, err := net.Dial("unix", a.socketPath()); err == nil {
+		conn.Close()
+		c, err := a.agent()
+		return c, func() {}, err
+	}
+	config := siteConfig{Data: dir}
+	config.complete(a)
+	s, err := openSite(ctx, config, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return nil, nil, err
+	}
+	server := &http.Server{Handler: api.NewAgentHandler(&api.Agent{Site: s.agent}), ReadHeaderTimeout: headerTimeout}
+	listener := newPipes()
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	release = func() {
+		_ = server.Close() // the command has its answer
+		<-served
+		if err := s.close(); err != nil {
+			a.note("close the site: %v", err)
+		}
+	}
+	transport := &http.Transport{DialContext: listener.dial}
+	c, err = client.NewClient("http://agent", client.WithHTTPClient(&http.Client{Transport: transport}))
+	return c, release, err
+}
+
+// pipes is a listener inside one process.
+type pipes struct {
+	conns chan net.Conn
+	done  chan struct{}
+}
+
+func newPipes() *pipes { return &pipes{conns: make(chan net.Conn), done: make(chan struct{})} }
+
+func (p *pipes) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	ours, theirs := net.Pipe()
+	select {
+	case p.conns <- theirs:
+		return ours, nil
+	case <-p.done:
+		return nil, net.ErrClosed
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// Accept waits for a dial.
+func (p *pipes) Accept() (net.Conn, error) {
+	select {
+	case c := <-p.conns:
+		return c, nil
+	case <-p.done:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close ends Accept. The server calls it once.
+func (p *pipes) Close() error {
+	select {
+	case <-p.done:
+	default:
+		close(p.done)
+	}
+	return nil
+}
+
+// Addr is no address.
+func (p *pipes) Addr() net.Addr { return &net.UnixAddr{Name: "pipe", Net: "unix"} }
+
+// headerTimeout bounds how long a request's header may take.
+const headerTimeout = 30 * time.Second
+
+const jsonType = "application/json"
+
+// content is the body of a request.
+func content(v any) io.Reader {
+	b, err := json.Marshal(v)
+	if err != nil {
+		r, w := io.Pipe()
+		w.CloseWithError(err)
+		return r
+	}
+	return bytes.NewReader(b)
+}
+
+// given is a pointer to a value that is not the zero value, for optional
+// parameters.
+func given[T comparable](v T) *T {
+	var zero T
+	if v == zero {
+		return nil
+	}
+	return &v
+}
