@@ -23,8 +23,10 @@ import (
 //	Trim(off, n int64) error                           // Writer: a hint
 //	Flush() error                                      // Writer: makes writes durable
 //
-// Without Zero the server writes zeroes. Without Flush a client is told that
-// nothing is promised to be durable.
+// Without Zero the server writes zeroes. A client that asks for zeroes without
+// a hole gets what Zero makes all the same: QEMU asks so when it begins to
+// mirror a disk, and writing out terabytes of zeroes would help nobody. Without
+// Flush a client is told that nothing is promised to be durable.
 type Export struct {
 	Size        int64
 	Description string

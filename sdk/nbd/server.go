@@ -17,9 +17,10 @@ import (
 // Server serves disks over NBD. Only Exports is needed. A Server is not copied
 // and its fields are not changed after the first Serve.
 type Server struct {
-	// Exports gives the export of a name, for each connection anew. The name
-	// "" is the default export. An error refuses the client, which is told no
-	// more than its kind: sdk.ErrNotFound, sdk.ErrDenied (also ErrFenced).
+	// Exports gives the export of a name. Each connection asks once for a name,
+	// so a client of several connections asks several times. The name "" is the
+	// default export. An error refuses the client, which is told no more than
+	// its kind: sdk.ErrNotFound, sdk.ErrDenied (also for ErrFenced).
 	Exports func(name string) (Export, error)
 
 	// List names the exports for clients that ask. Nil: clients are told that

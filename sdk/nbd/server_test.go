@@ -297,6 +297,19 @@ func TestInspectDoesNotOpen(t *testing.T) {
 	}
 }
 
+func TestExportsIsAskedOnceForEachConnection(t *testing.T) {
+	var asked atomic.Int32
+	m := newMemory(100)
+	s := &Server{Exports: func(string) (Export, error) {
+		asked.Add(1)
+		return m.export(), nil
+	}}
+	c := dialServer(t, s, func(o *Options) { o.Connections = 3 })
+	if got := asked.Load(); got != 3 || len(c.MetaContexts()) != 1 {
+		t.Errorf("asked %d times", got)
+	}
+}
+
 func TestKickedWriterIsGoneWhenKickReturns(t *testing.T) {
 	g := newGate(100)
 	var fenced atomic.Bool

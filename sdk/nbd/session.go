@@ -29,8 +29,8 @@ type session struct {
 	selected   []selection // negotiated meta contexts
 	selectedOf string      // the export that they belong to
 
-	name   string
-	export Export
+	found  map[string]Export // what Exports gave
+	export Export            // the one of the transmission phase
 
 	// transmission
 	in      *bufio.Reader
@@ -59,6 +59,7 @@ func newSession(s *Server, conn net.Conn) *session {
 		server: s, raw: conn, conn: conn, ended: make(chan struct{}),
 		slots:  make(chan struct{}, maxServing),
 		budget: newBudget(maxServingBytes),
+		found:  make(map[string]Export),
 		opened: make(map[string]bool),
 	}
 }
@@ -96,9 +97,12 @@ func (n *session) deadline(t time.Time) error {
 
 var errWinding = errors.New("the server is closing")
 
-// lookup asks for an export. The name is entered first, so that a Kick either
-// finds the session or comes before Exports is asked.
+// lookup asks for an export, once for each name. The name is entered first, so
+// that a Kick either finds the session or comes before Exports is asked.
 func (n *session) lookup(name string) (Export, optReply) {
+	if e, ok := n.found[name]; ok {
+		return e, repAck
+	}
 	n.mu.Lock()
 	n.opened[name] = true
 	n.mu.Unlock()
@@ -108,6 +112,7 @@ func (n *session) lookup(name string) (Export, optReply) {
 	}
 	switch {
 	case err == nil:
+		n.found[name] = e
 		return e, repAck
 	case errors.Is(err, sdk.ErrNotFound):
 		return e, repErrUnknown
@@ -279,6 +284,7 @@ func (n *session) startTLS(ctx context.Context, data []byte) error {
 	}
 	n.conn = conn
 	n.structured, n.selected, n.selectedOf = false, nil, ""
+	clear(n.found)
 	return nil
 }
 
@@ -307,14 +313,10 @@ func (n *session) byName(name string) error {
 // adopt makes an export the one of the transmission phase. Meta contexts that
 // were chosen for another export do not count.
 func (n *session) adopt(name string, e Export) {
-	n.name, n.export = name, e
+	n.export = e
 	if n.selectedOf != name {
 		n.selected = nil
 	}
-	// A context that vanished since it was chosen cannot be served.
-	n.selected = slices.DeleteFunc(n.selected, func(s selection) bool {
-		return !slices.Contains(e.contexts(), s.name)
-	})
 }
 
 func (n *session) info(opt option, data []byte) (bool, error) {
