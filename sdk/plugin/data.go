@@ -77,7 +77,7 @@ func (s *dataServer) offer(d *openDisk, value any, opened *pluginv1.OpenedDisk, 
 	opened.Handle = newToken()
 	err := s.add(opened.Handle, d)
 	if err != nil {
-		return nil, errors.Join(err, d.close())
+		return nil, errors.Join(err, s.closeAuthors(d))
 	}
 	if direct, ok := value.(sdk.Addressed); ok {
 		opened.Address = toAddress(direct.Address())
@@ -122,7 +122,7 @@ func (s *dataServer) listen() error {
 		s.listening = sdk.Errorf(nil, sdk.FaultHost, "listen for disk data: %v", err)
 		return s.listening
 	}
-	server := &nbd.Server{Exports: s.export, Log: s.log}
+	server := &nbd.Server{Exports: s.export, Log: s.log, MaxConnections: dataConnections * maxOpenDisks}
 	s.nbd = server
 	s.serving.Go(func() {
 		if err := server.Serve(context.Background(), listener); !errors.Is(err, nbd.ErrServerClosed) {
@@ -147,11 +147,27 @@ func (s *dataServer) closeHandle(handle string) error {
 	s.mutex.Lock()
 	d, ok := s.disks[handle]
 	delete(s.disks, handle)
+	server := s.nbd
 	s.mutex.Unlock()
 	if !ok {
 		return nil
 	}
 	d.gate.shut()
+	if server != nil {
+		// Nobody is inside the gate any more, so this does not wait for the
+		// author.
+		ctx, cancel := context.WithTimeout(context.Background(), closeLimit)
+		defer cancel()
+		if err := server.Kick(ctx, handle); err != nil {
+			s.log.Warn("disconnect the clients of a closed disk", "err", err)
+		}
+	}
+	return s.closeAuthors(d)
+}
+
+// closeAuthors closes the author's reader or writer.
+func (s *dataServer) closeAuthors(d *openDisk) (err error) {
+	defer func() { err = recovered(s.log, "Close", recover(), err) }()
 	return d.close()
 }
 

@@ -13,13 +13,6 @@ import (
 	"github.com/holdfast-dr/holdfast/sdk"
 )
 
-// What lseek and fallocate call these on Linux; package syscall does not.
-const (
-	seekData  = 3
-	seekHole  = 4
-	punchHole = 0x02 | 0x01 // FALLOC_FL_PUNCH_HOLE, FALLOC_FL_KEEP_SIZE
-)
-
 // dirStore keeps everything in a directory: state.json, and one sparse file
 // per disk and table.
 type dirStore struct{ dir string }
@@ -121,8 +114,7 @@ func (f *dirFile) Punch(off, n int64) error {
 	if n == 0 {
 		return nil
 	}
-	err := syscall.Fallocate(int(f.Fd()), punchHole, off, n)
-	if !errors.Is(err, syscall.EOPNOTSUPP) {
+	if done, err := punch(f.File, off, n); done || err != nil {
 		return err
 	}
 	zeroes := make([]byte, min(n, blockSize))
