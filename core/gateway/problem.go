@@ -158,6 +158,9 @@ func (e *VersionError) Error() string {
 
 // Hint says which side is older.
 func (e *VersionError) Hint() string {
+	if e.Asked == "" {
+		return "these routes are for agents: holdfast agent connect; people and scripts use the REST API"
+	}
 	if n, err := strconv.Atoi(e.Asked); err == nil && len(e.Speaks) > 0 && n < e.Speaks[0] {
 		return "the agent is too old for this provider: install a newer holdfast at the tenant's site"
 	}
