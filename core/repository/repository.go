@@ -80,7 +80,7 @@ type Repository struct {
 	sessions  map[chunk.SessionID]*Session
 	pins      map[point.ID]int
 	condemned map[PackID]time.Time
-	damaged   int // copies marked damaged since the packs were listed
+	damaged   int // what was found damaged or lost; 0: nobody has to look
 	closed    bool
 }
 
@@ -282,6 +282,9 @@ func (r *Repository) reconcile(ctx context.Context) error {
 	if err := r.space.purge(gone); err != nil {
 		return err
 	}
+	if len(gone) > 0 { // deleted by somebody else
+		r.noteDamage()
+	}
 	for _, p := range wrong {
 		if err := r.enter(ctx, p); err != nil {
 			return err
@@ -318,7 +321,7 @@ func (r *Repository) applyDamage(ctx context.Context) error {
 		if err := r.space.damage(d); err != nil {
 			return err
 		}
-		r.damaged++
+		r.noteDamage()
 	}
 	return nil
 }
@@ -410,9 +413,7 @@ func (r *Repository) markDamaged(ctx context.Context, kind chunk.Kind, id chunk.
 	if err := r.space.damage(d); err != nil {
 		return err
 	}
-	r.mu.Lock()
-	r.damaged++
-	r.mu.Unlock()
+	r.noteDamage()
 	if r.epoch == 0 {
 		return nil
 	}

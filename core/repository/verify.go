@@ -292,6 +292,7 @@ func (v *verifier) points(ctx context.Context) error {
 				return err
 			}
 			if !whole {
+				v.r.noteDamage()
 				v.report.Affected = append(v.report.Affected, record.ID)
 			}
 		}
@@ -438,6 +439,13 @@ func (r *Repository) anyDamage() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.damaged > 0
+}
+
+// noteDamage makes sessions look for what their bases lost.
+func (r *Repository) noteDamage() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.damaged++
 }
 
 // lost gathers the chunks below a page that have no sound copy.

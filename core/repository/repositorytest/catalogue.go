@@ -166,7 +166,7 @@ func (c *Catalogue) Commit(ctx context.Context, id string, epoch uint64, p repos
 				pending += n
 			}
 		}
-		if b.used+pending+p.ChargedBytes > b.limit {
+		if b.used+pending+p.ChargedBytes > b.limit && p.ChargedBytes > b.reserved[p.Session] {
 			return &quota.FullError{Repository: id, LimitBytes: b.limit, UsedBytes: b.used, PendingBytes: pending, WantedBytes: p.ChargedBytes}
 		}
 		delete(b.reserved, p.Session)
