@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/holdfast-dr/holdfast/sdk"
 	"github.com/holdfast-dr/holdfast/sdk/conformance"
+	"github.com/holdfast-dr/holdfast/sdk/plugin"
 	"github.com/holdfast-dr/holdfast/testenv"
 	"github.com/holdfast-dr/holdfast/testenv/site"
 )
@@ -62,13 +64,35 @@ func blankGuest(t *testing.T, s *site.Site) site.Guest {
 	return g
 }
 
+// TestConformance runs the program that operators install, a fresh process for each platform that has to be fresh.
 func TestConformance(t *testing.T) {
 	s := testSite(t)
 	g := blankGuest(t, s)
-	p := testPlatform(t, local(s))
-	conformance.Run(t, func(t *testing.T) conformance.Fixture {
-		return conformanceFixture(t, s, g, p, func() (sdk.Platform, error) { return testPlatform(t, local(s)), nil })
-	})
+	path := filepath.Join(t.TempDir(), "holdfast-plugin-libvirt")
+	if out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput(); err != nil {
+		t.Fatalf("build the plugin: %v\n%s", err, out)
+	}
+	sum, err := plugin.Checksum(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	settings, err := json.Marshal(local(s))
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := func() (sdk.Platform, error) {
+		process, err := plugin.Start(context.Background(), plugin.Launch{Path: path, SHA256: sum, Settings: settings})
+		if err != nil {
+			return nil, err
+		}
+		t.Cleanup(func() { process.Close() })
+		return process.Platform(), nil
+	}
+	p, err := start()
+	if err != nil {
+		t.Fatal(err)
+	}
+	conformance.Run(t, func(t *testing.T) conformance.Fixture { return conformanceFixture(t, s, g, p, start) })
 }
 
 func conformanceFixture(t *testing.T, s *site.Site, g site.Guest, p sdk.Platform, fresh func() (sdk.Platform, error)) conformance.Fixture {

@@ -258,7 +258,6 @@ func (p *platform) createVolume(ctx context.Context, d *draft, disk sdk.Disk) er
 		element("target").with(
 			element("format", "type", "qcow2"),
 			element("compat").withText("1.1"),
-			element("features").with(element("lazy_refcounts")),
 		),
 	).String()
 	err := do(ctx, p.control, func(lv *libvirt.Libvirt) error {

@@ -40,10 +40,16 @@ func (p *platform) scratchDir(d diskXML) string {
 	return dirOf(d.where())
 }
 
+func (p *platform) scratchFile(d diskXML, checkpoint string) string {
+	return p.scratchDir(d) + "/" + checkpoint + "-" + d.Target.Dev + ".scratch"
+}
+
+func socketName(stamp string) string { return "holdfast-" + stamp + ".sock" }
+
 // server is where QEMU shall listen.
 func (p *platform) server(dir, stamp string, attempt int) (jobServer, error) {
 	if p.endpoint.local() {
-		socket := dir + "/holdfast-" + stamp + ".sock"
+		socket := dir + "/" + socketName(stamp)
 		if len(socket) > longestSockPath {
 			return jobServer{}, invalid("the path of the socket %s is too long", socket).WithHint("set scratch_dir to a shorter one")
 		}

@@ -186,6 +186,27 @@ func (p *platform) sweep(ctx context.Context, j *job) error {
 	return nil
 }
 
+// sweepRemains is sweep for a backup that is gone with its QEMU. Its files have names that can be told.
+func (p *platform) sweepRemains(ctx context.Context, dom libvirt.Domain, checkpoint string) error {
+	d, _, err := p.describe(ctx, dom, liveXML)
+	if err != nil {
+		return err
+	}
+	gone := new(job)
+	stamp := checkpoint[strings.LastIndexByte(checkpoint, '-')+1:]
+	for _, disk := range d.Devices.Disks {
+		if disk.skip() != "" {
+			continue
+		}
+		if gone.Server.Socket == "" {
+			// The first disk that was taken; if that was another, the socket is found there.
+			gone.Server.Socket = p.scratchDir(disk) + "/" + socketName(stamp)
+		}
+		gone.Disks = append(gone.Disks, jobDisk{Scratch: &jobScratch{File: p.scratchFile(disk, checkpoint)}})
+	}
+	return p.sweep(ctx, gone)
+}
+
 // sweepRemote can reach only files in pools. libvirt has removed them unless QEMU was killed.
 func (p *platform) sweepRemote(ctx context.Context, j *job) error {
 	for _, d := range j.Disks {

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"encoding/xml"
 	"errors"
@@ -43,7 +45,7 @@ func (d *draft) keeper(kind string) (string, error) {
 	override := element("qemu:override")
 	for i, disk := range d.spec.Machine.Disks {
 		devices.with(element("disk", "type", "volume", "device", "disk").with(
-			element("driver", "name", "qemu", "type", "qcow2", "discard", "unmap", "cache", "none"),
+			element("driver", "name", "qemu", "type", "qcow2", "discard", "unmap"),
 			element("source", "pool", d.meta.Pool, "volume", volumeName(d.space, d.meta.ID, disk.ID)),
 			element("target", "dev", "vd"+string(rune('a'+i)), "bus", "virtio"),
 			element("alias", "name", diskAlias(i)),
@@ -167,18 +169,14 @@ func (p *platform) serve(ctx context.Context, d *draft) (jobServer, error) {
 }
 
 func (p *platform) listen(ctx context.Context, d *draft) (jobServer, error) {
-	dir := p.config.ScratchDir
-	if dir == "" {
-		paths, err := p.volumePaths(ctx, d)
-		if err != nil {
-			return jobServer{}, err
-		}
-		dir = dirOf(paths[d.spec.Machine.Disks[0].ID])
+	dir, err := p.socketDir(ctx, d)
+	if err != nil {
+		return jobServer{}, err
 	}
 	// A server that was started by a process that died before it could write down where is of no use to anybody.
 	_ = p.monitor(ctx, d.dom, "nbd-server-stop", nil, nil)
 	for attempt := range portAttempts {
-		s, err := p.server(strings.TrimRight(dir, "/"), strconv.FormatInt(time.Now().UnixMicro(), 36), attempt)
+		s, err := p.server(dir, d.socketStamp(), attempt)
 		if err != nil {
 			return s, err
 		}
@@ -329,9 +327,18 @@ func (p *platform) monitor(ctx context.Context, dom libvirt.Domain, command stri
 // stopKeeper disconnects every writer and ends the keeper's QEMU, which closes the images.
 func (p *platform) stopKeeper(ctx context.Context, d *draft) error {
 	state, err := p.state(ctx, d.dom)
-	if err != nil || state == sdk.StateOff {
+	if err != nil {
 		return err
 	}
+	if state != sdk.StateOff {
+		if err := p.endKeeper(ctx, d); err != nil {
+			return err
+		}
+	}
+	return p.removeSocket(ctx, d)
+}
+
+func (p *platform) endKeeper(ctx context.Context, d *draft) error {
 	run, err := p.runOf(ctx, d.dom)
 	if err != nil {
 		return err
@@ -348,17 +355,43 @@ func (p *platform) stopKeeper(ctx context.Context, d *draft) error {
 	if err != nil && !is(err, libvirt.ErrOperationInvalid) {
 		return err
 	}
-	if run == nil || run.Server == "" || !p.endpoint.local() {
+	return nil
+}
+
+// removeSocket removes what a keeper's QEMU leaves if it was killed.
+func (p *platform) removeSocket(ctx context.Context, d *draft) error {
+	if !p.endpoint.local() {
 		return nil
 	}
-	var s jobServer
-	if err := json.Unmarshal([]byte(run.Server), &s); err != nil {
-		return err
+	dir, err := p.socketDir(ctx, d)
+	if err != nil {
+		return ignore(err, sdk.ErrNotFound) // its volumes are gone, and so it never listened or was swept before
+	}
+	s, err := p.server(dir, d.socketStamp(), 0)
+	if err != nil {
+		return nil // a socket that could not be made
 	}
 	if err := os.Remove(s.Socket); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return sdk.Errorf(sdk.ErrDenied, sdk.FaultHost, "remove %s: %v", s.Socket, err)
 	}
 	return nil
+}
+
+// socketStamp makes the keeper's socket one that can be found again.
+func (d *draft) socketStamp() string {
+	sum := sha256.Sum256([]byte(d.dom.Name))
+	return hex.EncodeToString(sum[:6])
+}
+
+func (p *platform) socketDir(ctx context.Context, d *draft) (string, error) {
+	if p.config.ScratchDir != "" {
+		return strings.TrimRight(p.config.ScratchDir, "/"), nil
+	}
+	paths, err := p.volumePaths(ctx, d)
+	if err != nil {
+		return "", err
+	}
+	return dirOf(paths[d.spec.Machine.Disks[0].ID]), nil
 }
 
 // volumePaths are the files of a draft's disks.

@@ -177,6 +177,19 @@ func (p *platform) checkEpoch(ctx context.Context, dom libvirt.Domain, j *job, o
 	return nil
 }
 
+// checkpoints are the names of a machine's checkpoints; none on a libvirt that knows of none.
+func (p *platform) checkpoints(ctx context.Context, dom libvirt.Domain) ([]string, error) {
+	names, err := ask(ctx, p.control, func(lv *libvirt.Libvirt) ([]string, error) {
+		list, _, err := lv.DomainListAllCheckpoints(dom, everything, 0)
+		var names []string
+		for _, c := range list {
+			names = append(names, c.Name)
+		}
+		return names, err
+	})
+	return names, ignore(err, sdk.ErrUnsupported)
+}
+
 // Changed reads the bitmap of the snapshot's job.
 func (p *platform) Changed(ctx context.Context, snap sdk.Snapshot, disk sdk.DiskID) iter.Seq2[sdk.Extent, error] {
 	return func(yield func(sdk.Extent, error) bool) {

@@ -34,9 +34,6 @@ func (p *platform) start(ctx context.Context, dom libvirt.Domain) error {
 	if err != nil {
 		return err
 	}
-	if d.Metadata.Draft != nil {
-		return notFound("machine %s", d.UUID)
-	}
 	state, err := p.state(ctx, dom)
 	if err != nil {
 		return err
@@ -60,6 +57,9 @@ func (p *platform) claim(ctx context.Context, dom libvirt.Domain, op sdk.Op) err
 	d, _, err := p.describe(ctx, dom, inactiveXML)
 	if err != nil {
 		return err
+	}
+	if d.Metadata.Draft != nil {
+		return notFound("machine %s", machineID(dom))
 	}
 	known := uint64(0)
 	if d.Metadata.Claim != nil {

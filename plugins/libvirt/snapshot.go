@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/digitalocean/go-libvirt"
@@ -143,6 +144,9 @@ func (t *taking) take(ctx context.Context) (snap sdk.Snapshot, err error) {
 	if err := t.hold(ctx); err != nil {
 		return sdk.Snapshot{}, err
 	}
+	if err := t.clear(ctx); err != nil {
+		return sdk.Snapshot{}, err
+	}
 	defer func() {
 		if err != nil {
 			// The caller gets the reason of the failure; what cannot be tidied up now the next run finds by its ticket.
@@ -158,6 +162,25 @@ func (t *taking) take(ctx context.Context) (snap sdk.Snapshot, err error) {
 		snap.Note = t.note
 	}
 	return snap, err
+}
+
+// clear removes what an earlier attempt of this very operation left when QEMU died under it.
+func (t *taking) clear(ctx context.Context) error {
+	names, err := t.p.checkpoints(ctx, t.dom)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if stamp, ok := strings.CutPrefix(name, checkpointPrefix+t.ticket.op+"-"); ok && !strings.Contains(stamp, "-") {
+			if err := t.p.end(ctx, t.dom, name, nil, false); err != nil {
+				return err
+			}
+		}
+	}
+	if len(names) > 0 {
+		return t.hold(ctx) // ending may have let the machine go
+	}
+	return nil
 }
 
 // choose finds the disks to take.
@@ -226,6 +249,15 @@ func (p *platform) holdPaused(ctx context.Context, dom libvirt.Domain, op sdk.Op
 		return err
 	}
 	if state == sdk.StateOff {
+		// Starting would load the saved memory and delete the file, and the guest would have been switched off.
+		saved, err := ask(ctx, p.control, func(lv *libvirt.Libvirt) (int32, error) { return lv.DomainHasManagedSaveImage(dom, 0) })
+		if err != nil {
+			return err
+		}
+		if saved != 0 {
+			return busy("the machine's memory is saved to disk").
+				WithHint("start the machine, or forget what it was doing with virsh managedsave-remove %s", dom.Name)
+		}
 		if _, err := ask(ctx, p.control, func(lv *libvirt.Libvirt) (libvirt.Domain, error) {
 			return lv.DomainCreateWithFlags(dom, uint32(libvirt.DomainStartPaused))
 		}); err != nil {
@@ -336,7 +368,7 @@ func (t *taking) jobXML(since map[sdk.DiskID]mark, attempt int) (*job, error) {
 		disk := jobDisk{
 			Name: d.Target.Dev, Backup: "yes", Type: "file", Mode: "full",
 			Export:  t.ticket.export(sdk.DiskID(d.Target.Dev)),
-			Scratch: &jobScratch{File: t.p.scratchDir(d) + "/" + t.ticket.checkpoint() + "-" + d.Target.Dev + ".scratch"},
+			Scratch: &jobScratch{File: t.p.scratchFile(d, t.ticket.checkpoint())},
 		}
 		if m, ok := since[sdk.DiskID(d.Target.Dev)]; ok {
 			disk.Mode, disk.Incremental, disk.Bitmap = "incremental", m.Checkpoint, bitmapName(disk.Name)
@@ -394,6 +426,8 @@ func (p *platform) end(ctx context.Context, dom libvirt.Domain, checkpoint strin
 			return err
 		}
 		j = nil
+	} else if err := p.sweepRemains(ctx, dom, checkpoint); err != nil {
+		return err
 	}
 	if !keep {
 		if err := p.deleteCheckpoint(ctx, dom, checkpoint); err != nil {

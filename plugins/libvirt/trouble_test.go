@@ -118,6 +118,20 @@ func TestMachineThatIsOff(t *testing.T) {
 	if err := g.WaitReady(ctx); err != nil {
 		t.Error(err)
 	}
+
+	// Saved memory would be lost by any start.
+	if _, err := s.Virsh(ctx, "managedsave", "off"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Snapshot(ctx, newOp(), sdk.SnapshotRequest{Machine: m.ID}); !errors.Is(err, sdk.ErrBusy) || sdk.HintOf(err) == "" {
+		t.Errorf("a machine whose memory is saved: %v", err)
+	}
+	if out, err := s.Virsh(ctx, "list", "--all", "--with-managed-save", "--name"); err != nil || out != "off" {
+		t.Errorf("machines with saved memory: %q, %v", out, err)
+	}
+	if _, err := s.Virsh(ctx, "managedsave-remove", "off"); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // TestOneSnapshotAtATime covers jobs that are not the caller's.
@@ -156,6 +170,25 @@ func TestOneSnapshotAtATime(t *testing.T) {
 	if err := p.EndSnapshot(ctx, op, sdk.Snapshot{ID: "unknown"}, false); err != nil {
 		t.Errorf("end of an unknown snapshot: %v", err)
 	}
+	nothingLeft(t, g, before)
+
+	// A snapshot whose QEMU was killed is gone; its end and its repeat tidy up after it.
+	op.ID = newOp().ID
+	killed := snapshot(t, p, op, sdk.SnapshotRequest{Machine: m.ID})
+	if err := g.KillQEMU(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.OpenDisk(ctx, killed, "vda"); !errors.Is(err, sdk.ErrNotFound) {
+		t.Errorf("a disk of a snapshot whose QEMU was killed: %v", err)
+	}
+	end(t, p, op, killed, false)
+	nothingLeft(t, g, before)
+	snapshot(t, p, op, sdk.SnapshotRequest{Machine: m.ID})
+	if err := g.KillQEMU(ctx); err != nil {
+		t.Fatal(err)
+	}
+	repeated := snapshot(t, p, op, sdk.SnapshotRequest{Machine: m.ID})
+	end(t, p, op, repeated, false)
 	nothingLeft(t, g, before)
 
 	// Another program's, and another installation's, are left alone.
