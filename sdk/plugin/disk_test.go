@@ -2,13 +2,17 @@ package plugin_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
+	"net"
+	"path/filepath"
 	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/holdfast-dr/holdfast/sdk"
+	"github.com/holdfast-dr/holdfast/sdk/nbd"
 	"github.com/holdfast-dr/holdfast/sdk/plugin"
 	"github.com/holdfast-dr/holdfast/sdk/sim"
 )
@@ -214,5 +218,94 @@ func TestPanicInADiskIsAnErrorOfTheCall(t *testing.T) {
 	}
 	if _, err := r.ReadAt(buf, 0); err != nil {
 		t.Errorf("the read after: %v", err)
+	}
+}
+
+// addressed is a platform whose disks are served by a back-end, which is an
+// NBD server of the test.
+type addressed struct {
+	*sim.Platform
+	address sdk.Address
+	closed  chan struct{}
+}
+
+func (p *addressed) As(target any) bool {
+	if to, ok := target.(*sdk.Source); ok {
+		*to = p
+		return true
+	}
+	return p.Platform.As(target)
+}
+
+func (p *addressed) OpenDisk(ctx context.Context, snap sdk.Snapshot, disk sdk.DiskID) (sdk.BlockReader, error) {
+	r, err := p.Platform.OpenDisk(ctx, snap, disk)
+	return &addressedReader{BlockReader: r, platform: p}, err
+}
+
+type addressedReader struct {
+	sdk.BlockReader
+	platform *addressed
+}
+
+func (r *addressedReader) Address() sdk.Address { return r.platform.address }
+
+func (r *addressedReader) ReadAt([]byte, int64) (int, error) {
+	return 0, errors.New("the host should have dialled the back-end")
+}
+
+func (r *addressedReader) Close() error {
+	close(r.platform.closed)
+	return r.BlockReader.Close()
+}
+
+func TestHostDialsTheBackEndItself(t *testing.T) {
+	hv := sim.New()
+	m, err := hv.CreateMachine(sim.MachineSpec{Name: "db", DiskBytes: []int64{block}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	content := bytes.Repeat([]byte("from the back-end"), block)[:block]
+	listener, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &nbd.Server{Exports: func(name string) (nbd.Export, error) {
+		if name != "vda" {
+			return nbd.Export{}, sdk.ErrNotFound
+		}
+		return nbd.Export{Size: block, Reader: bytes.NewReader(content)}, nil
+	}}
+	go func() { _ = server.Serve(context.Background(), listener) }()
+	defer server.Close()
+	platform := &addressed{
+		Platform: hv.Connect(sim.Settings{}), closed: make(chan struct{}),
+		address: sdk.Address{Network: "unix", Addr: listener.Addr().String(), Export: "vda"},
+	}
+	p, err := plugin.Local(t.Context(), plugin.Author{Name: "direct", Version: "1",
+		Open: func(context.Context, any) (sdk.Platform, error) { return platform, nil }}, plugin.Launch{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	source := ability[sdk.Source](t, p)
+	snap, err := source.Snapshot(t.Context(), sdk.Op{ID: "s"}, sdk.SnapshotRequest{Machine: m.ID})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := source.OpenDisk(t.Context(), snap, m.Disks[0].ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, block)
+	if _, err := r.ReadAt(got, 0); err != nil || !bytes.Equal(got, content) {
+		t.Errorf("read: %v, or not the back-end's bytes", err)
+	}
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+	select {
+	case <-platform.closed:
+	default:
+		t.Error("the plugin was not told that the disk was closed")
 	}
 }
