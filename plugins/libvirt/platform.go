@@ -171,7 +171,7 @@ func machineID(dom libvirt.Domain) sdk.MachineID { return sdk.MachineID(uuid.UUI
 // space is where a tenant's objects live: names with a prefix, and one pool if it names one.
 type space struct{ pool, prefix string }
 
-var spaceText = regexp.MustCompile(`^(?:([A-Za-z0-9_.-]{1,64})/)?([A-Za-z0-9_.-]{1,64})?$`)
+var spaceText = regexp.MustCompile(`^(?:([A-Za-z0-9_][A-Za-z0-9_.-]{0,63})/)?([A-Za-z0-9_][A-Za-z0-9_.-]{0,63})?$`)
 
 func parseSpace(text sdk.Space) (space, error) {
 	m := spaceText.FindStringSubmatch(string(text))

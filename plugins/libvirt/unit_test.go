@@ -1,0 +1,166 @@
+package main
+
+import (
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/holdfast-dr/holdfast/sdk"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+// TestNewMachine shows what becomes of a machine's description: what is kept, and what must not exist twice.
+func TestNewMachine(t *testing.T) {
+	for _, name := range []string{"rich", "plain"} {
+		native := []byte("another hypervisor's description")
+		if name == "rich" {
+			var err error
+			if native, err = os.ReadFile(filepath.Join("testdata", "rich.xml")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		spec := sdk.DraftSpec{
+			Machine: sdk.Machine{
+				Name: "web", CPUs: 4, MemoryBytes: 4 << 30, Firmware: sdk.FirmwareUEFI, Native: native,
+				Disks: []sdk.Disk{{ID: "vda", SizeBytes: 1 << 30}, {ID: "scsi0:1", SizeBytes: 1 << 30}},
+				NICs:  []sdk.NIC{{Network: "production"}, {Network: "br0"}, {Network: "elsewhere"}},
+			},
+			Networks: map[string]string{"production": "recovery", "br0": "isolated"},
+		}
+		paths := map[sdk.DiskID]string{"vda": "/pool/a.qcow2", "scsi0:1": "/pool/b & c.qcow2"}
+		got := indent(newMachine(spec, paths, hostFacts{name: "acme-web", kinds: []string{"qemu"}, networks: []string{"recovery"}}), 0)
+		golden := filepath.Join("testdata", name+".golden")
+		if *update {
+			if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(golden)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(string(want), got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+	}
+}
+
+// indent is a description for people.
+func indent(n *node, depth int) string {
+	head := (&node{name: n.name, attrs: n.attrs, text: n.text}).String()
+	text := strings.Repeat("  ", depth) + head + "\n"
+	for _, c := range n.nodes {
+		text += indent(c, depth+1)
+	}
+	return text
+}
+
+func TestEndpoints(t *testing.T) {
+	for uri, want := range map[string]string{
+		"qemu:///system":                                "unix " + systemSocket,
+		"qemu+unix:///system?socket=/run/x.sock":        "unix /run/x.sock",
+		"qemu+unix:///session?socket=/run/user/7/x":     "unix /run/user/7/x",
+		"qemu+tcp://host/system":                        "tcp host:16509",
+		"qemu+tcp://[fd00::1]:99/system":                "tcp [fd00::1]:99",
+		"qemu+unix://host/system":                       "",
+		"qemu+tcp:///system":                            "",
+		"qemu+ssh://host/system":                        "",
+		"qemu+tls://host/system":                        "", // without certificates
+		"qemu+tcp://host/":                              "",
+		"xen:///system":                                 "",
+		"qemu+unix:///system?socket=/run/x.sock\x00bad": "",
+	} {
+		e, err := parseEndpoint(Config{URI: uri})
+		got := ""
+		if err == nil {
+			got = e.network + " " + e.addr
+		}
+		if got != want {
+			t.Errorf("%s: %q, %v; want %q", uri, got, err, want)
+		}
+	}
+}
+
+func TestSpaces(t *testing.T) {
+	for text, want := range map[sdk.Space]*space{
+		"":           {},
+		"acme-":      {prefix: "acme-"},
+		"gold/acme-": {pool: "gold", prefix: "acme-"},
+		"gold/":      {pool: "gold"},
+		"a/b/c":      nil,
+		"../etc":     nil,
+		"a b":        nil,
+	} {
+		got, err := parseSpace(text)
+		if (err == nil) != (want != nil) || want != nil && got != *want {
+			t.Errorf("%q: %+v, %v", text, got, err)
+		}
+	}
+}
+
+// TestTickets holds the names that snapshots of released versions have at hypervisors.
+func TestTickets(t *testing.T) {
+	k := ticket{instance: "0a1b2c3d", epoch: 18446744073709551615, op: "0193-x_y", stamp: 1790013333180672, frozen: true}
+	const export, checkpoint = "holdfast.0a1b2c3d.18446744073709551615.0193-x_y.hmi2nbki68.f.vda", "holdfast-0193-x_y-hmi2nbki68"
+	if k.export("vda") != export || k.checkpoint() != checkpoint {
+		t.Errorf("%s, %s", k.export("vda"), k.checkpoint())
+	}
+	if got, ok := parseExport(export); !ok || got != k {
+		t.Errorf("%+v, %v", got, ok)
+	}
+	id, name, ok := parseSnapshotID(k.snapshotID("uuid"))
+	if id != "uuid" || name != checkpoint || !ok {
+		t.Errorf("%s, %s, %v", id, name, ok)
+	}
+	for _, foreign := range []string{"", "vda", "holdfast.x.1.a.b.f.vda", "holdfast.0a1b2c3d.99999999999999999999.a.b.f.vda"} {
+		if _, ok := parseExport(foreign); ok {
+			t.Errorf("%q counts as ours", foreign)
+		}
+	}
+}
+
+func TestLabels(t *testing.T) {
+	if got := label("0193f8a0-7e0c-7d7e-8a8b-1f2e3d4c5b6a"); got != "0193f8a0-7e0c-7d7e-8a8b-1f2e3d4c5b6a" {
+		t.Errorf("a UUID becomes %s", got)
+	}
+	if a, b := label("a/b"), label("a.b"); a == b || !plainID.MatchString(a) || len(label(strings.Repeat("x", 500))) > 40 {
+		t.Errorf("labels %s, %s", a, b)
+	}
+}
+
+// FuzzXML reads descriptions of whatever form without panic, and keeps those that it can read.
+func FuzzXML(f *testing.F) {
+	for _, seed := range []string{"<a/>", `<a b="c&lt;"><d:e xmlns:d="u">text</d:e>&amp;</a>`, "<a><b></a></b>", "<a>", "]]>"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		n, err := parseXML(text)
+		if err != nil {
+			return
+		}
+		again, err := parseXML(n.String())
+		if err != nil {
+			t.Fatalf("%q was written as %q: %v", text, n.String(), err)
+		}
+		if again.String() != n.String() {
+			t.Fatalf("%q and then %q", n.String(), again.String())
+		}
+		newMachine(sdk.DraftSpec{Machine: sdk.Machine{Name: "m", Native: []byte(text)}}, nil, hostFacts{name: "m"})
+		bridgesOf([]byte(text))
+	})
+}
+
+// FuzzMark reads marks of whatever form, since they come back from outside.
+func FuzzMark(f *testing.F) {
+	f.Add([]byte(`{"checkpoint":"holdfast-a-b","disk":"vda","image":"/x","size":1}`))
+	f.Fuzz(func(_ *testing.T, text []byte) {
+		_, _ = parseMark(text)
+		_, _ = parseExport(string(text))
+		_, _ = parseSpace(sdk.Space(text))
+	})
+}
