@@ -105,7 +105,7 @@ func TestSpaces(t *testing.T) {
 
 // TestTickets holds the names that snapshots of released versions have at hypervisors.
 func TestTickets(t *testing.T) {
-	k := ticket{instance: "0a1b2c3d", epoch: 18446744073709551615, op: "0193-x_y", stamp: 1790013333180672, frozen: true}
+	k := ticket{instance: "0a1b2c3d", epoch: 18446744073709551615, op: "0193-x_y", stamp: 1790000000000000, frozen: true}
 	const export, checkpoint = "holdfast.0a1b2c3d.18446744073709551615.0193-x_y.hmi2nbki68.f.vda", "holdfast-0193-x_y-hmi2nbki68"
 	if k.export("vda") != export || k.checkpoint() != checkpoint {
 		t.Errorf("%s, %s", k.export("vda"), k.checkpoint())
