@@ -39,6 +39,7 @@ type Client struct {
 	partial sync.Mutex // held while part of a block is read, changed, written
 	blocks  sync.Pool  // *[]byte of minBlock bytes
 
+	fate    fate
 	closing sync.Once
 }
 
@@ -79,7 +80,7 @@ func open(ctx context.Context, o Options) (*haggle, *details, error) {
 }
 
 func (c *Client) adopt(h *haggle, o Options) {
-	c.links = append(c.links, newLink(h.conn, c.details, o.timeout(), c.broke))
+	c.links = append(c.links, newLink(h.conn, c.details, o.timeout(), &c.fate, c.broke))
 }
 
 // more opens the other connections at once. The server may refuse them, but
@@ -139,6 +140,7 @@ func (c *Client) broke(err error) {
 // flight fail with an error that wraps net.ErrClosed. It does not flush.
 func (c *Client) Close() error {
 	c.closing.Do(func() {
+		c.fate.seal(errClosed)
 		for _, l := range c.links {
 			l.close()
 		}

@@ -66,6 +66,7 @@ func TestStrangeHandshakes(t *testing.T) {
 		"block size zero":        {options(wireAck8, wireMetaReply, goReply(export+"0003e889045565a9 00000007 00000003 0000000e 0003 00000000 00001000 02000000")), ErrProtocol},
 		"block size of three":    {options(wireAck8, wireMetaReply, goReply(export+"0003e889045565a9 00000007 00000003 0000000e 0003 00000003 00001000 02000000")), ErrProtocol},
 		"block size too large":   {options(wireAck8, wireMetaReply, goReply(export+"0003e889045565a9 00000007 00000003 0000000e 0003 00100000 00100000 02000000")), ErrProtocol},
+		"block sizes reversed":   {options(wireAck8, wireMetaReply, goReply(export+"0003e889045565a9 00000007 00000003 0000000e 0003 00001000 00001000 00000200")), ErrProtocol},
 		"no such export":         {options(wireAck8, wireMetaReply, "0003e889045565a9 00000007 80000006 00000000"), sdk.ErrNotFound},
 		"forbidden":              {options(wireAck8, wireMetaReply, "0003e889045565a9 00000007 80000002 00000003 6e6f21"), sdk.ErrDenied},
 		"shutting down":          {options(wireAck8, wireMetaReply, "0003e889045565a9 00000007 80000007 00000000"), sdk.ErrUnavailable},
@@ -89,7 +90,12 @@ func TestStrangeHandshakes(t *testing.T) {
 		}, sdk.ErrUnavailable},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c, err := dialScript(t, t.Context(), k.play)
+			c, err := dialScript(t, t.Context(), func(s script) {
+				k.play(s)
+				if k.want == nil {
+					s.hear(wireBye)
+				}
+			})
 			if !errors.Is(err, k.want) {
 				t.Errorf("got %v, want %v", err, k.want)
 			}

@@ -56,6 +56,23 @@ func (r *request) patience(timeout time.Duration) time.Duration {
 	return slowFactor * timeout
 }
 
+// fate is why a client ended. Its links share it and look at it before every
+// request, so that nothing succeeds on one after it failed on another.
+type fate struct {
+	mu  sync.Mutex // guards err
+	err error
+}
+
+// seal sets the reason unless there is one, and returns the one that counts.
+func (f *fate) seal(err error) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.err == nil {
+		f.err = err
+	}
+	return f.err
+}
+
 // link is one connection in the transmission phase. Two goroutines belong to
 // it: the receiver, which alone ends requests, and the watch, which breaks the
 // connection when the server is silent for too long.
@@ -63,6 +80,7 @@ type link struct {
 	conn    net.Conn
 	details *details
 	timeout time.Duration
+	fate    *fate
 	onBreak func(error) // called once, with what the link broke of
 	pulse   *pulse
 	in      *bufio.Reader
@@ -80,9 +98,9 @@ type link struct {
 	err     error // why the link is broken
 }
 
-func newLink(conn net.Conn, d *details, timeout time.Duration, onBreak func(error)) *link {
+func newLink(conn net.Conn, d *details, timeout time.Duration, shared *fate, onBreak func(error)) *link {
 	l := &link{
-		conn: conn, details: d, timeout: timeout, onBreak: onBreak,
+		conn: conn, details: d, timeout: timeout, fate: shared, onBreak: onBreak,
 		pulse:   newPulse(conn),
 		slots:   make(chan struct{}, maxInFlight),
 		dead:    make(chan struct{}),
@@ -101,6 +119,9 @@ func (l *link) start() {
 // submit sends a request. Its payload is not used after submit returns. The
 // caller of a nil error has to wait.
 func (l *link) submit(r *request, payload []byte) error {
+	if err := l.fate.seal(nil); err != nil {
+		return err
+	}
 	select {
 	case l.slots <- struct{}{}:
 	case <-l.dead:
@@ -140,7 +161,7 @@ func (l *link) broken() error {
 // fail breaks the link. Only the first reason counts. The receiver notices
 // that the connection is closed and ends what is pending.
 func (l *link) fail(err error) {
-	err = fmt.Errorf("nbd connection broken: %w: %w", sdk.ErrUnavailable, err)
+	err = l.fate.seal(fmt.Errorf("nbd connection broken: %w: %w", sdk.ErrUnavailable, err))
 	if l.end(err) {
 		l.onBreak(err)
 	}

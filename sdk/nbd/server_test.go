@@ -9,7 +9,7 @@ import (
 	"iter"
 	"net"
 	"path/filepath"
-	"sync"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -503,35 +503,28 @@ func TestRequestsInFlightAreBounded(t *testing.T) {
 	})
 }
 
-// ordered is a writer that notes the order of what it gets.
-type ordered struct {
-	mu   sync.Mutex
-	offs []int64
-}
-
-func (o *ordered) WriteAt(p []byte, off int64) (int, error) {
-	if !o.mu.TryLock() {
-		return 0, errors.New("two at a time")
-	}
-	defer o.mu.Unlock()
-	o.offs = append(o.offs, off)
-	return len(p), nil
-}
-
 func TestSerialExportGetsOneAtATimeInOrder(t *testing.T) {
-	o := &ordered{}
-	c := dialServer(t, single("disk", Export{Size: 64 << 20, Writer: o, Serial: true}))
-	if _, err := c.WriteAt(make([]byte, 64<<20), 0); err != nil {
-		t.Fatal(err)
-	}
-	for i, off := range o.offs {
-		if off != int64(i)*pieceSize {
-			t.Errorf("write %d at %d", i, off)
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(8)
+		s := piped(t, single("disk", Export{Size: 8, Writer: g, Serial: true})).begin()
+		go func() {
+			for i := range 3 { // each over the one before
+				s.say(fmt.Sprintf("25609513 0000 0001 000000000000000%d 0000000000000000 00000004 %s", i, strings.Repeat(fmt.Sprintf("0%d", i), 4)))
+			}
+			s.say("25609513 0000 0000 0000000000000003 0000000000000000 00000004")
+		}()
+		synctest.Wait()
+		if n := len(g.entered); n != 1 {
+			t.Errorf("%d writes at a time", n)
 		}
-	}
-	if _, err := c.ReadAt(make([]byte, 1), 0); !errors.Is(err, sdk.ErrDenied) {
-		t.Errorf("read of a write-only export: %v", err)
-	}
+		close(g.opened)
+		s.hear("67446698 00000000 0000000000000000 67446698 00000000 0000000000000001 67446698 00000000 0000000000000002")
+		if got := g.content()[:4]; !bytes.Equal(got, []byte{2, 2, 2, 2}) {
+			t.Errorf("the last write is not on top: %v", got)
+		}
+		// There is no reader, so reads are not permitted.
+		s.hear("668e33ef 0001 8001 0000000000000003 0000001e 00000001 0018 74686520 6578706f7274206973 2077726974652d6f6e6c79")
+	})
 }
 
 func TestExtentsOfABadDiskAreRefused(t *testing.T) {

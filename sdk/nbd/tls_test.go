@@ -196,10 +196,11 @@ func TestTLS12NeedsToBeAllowed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	o.TLS.MinVersion = 0
 	if _, err := Dial(t.Context(), o); err == nil {
 		t.Error("TLS 1.2 was accepted unasked")
 	}
-	o.TLS.MinVersion, o.AllowTLS12 = 0, true
+	o.AllowTLS12 = true
 	c, err := Dial(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
