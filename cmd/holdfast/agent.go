@@ -74,8 +74,8 @@ func (a *app) ask(file, prompt string) (string, error) {
 	if file != "" {
 		return a.readSecret(file)
 	}
-	terminal, ok := a.in.(*os.File)
-	if !ok || !term.IsTerminal(int(terminal.Fd())) {
+	terminal, _ := a.in.(*os.File)
+	if !isTerminal(a.in) {
 		return "", withHint(errors.New("there is no terminal to ask on"), "read it from a file, or from standard input with -: see --help")
 	}
 	fmt.Fprint(a.err, prompt)

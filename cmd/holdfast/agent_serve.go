@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"syscall"
 	"time"
 
@@ -36,26 +37,31 @@ It keeps everything in its data directory: agent.db (SQLite), master.key (which 
 database) and agent.sock (for its user only). It listens on no network. A run that a crash or a restart interrupts goes on
 at the next start, without sending again what had arrived.
 
-Configuration comes from a file, the environment (HOLDFAST_DATA, HOLDFAST_NAME, HOLDFAST_MASTER_KEY, HOLDFAST_PLUGINS,
-HOLDFAST_LOG) and flags. systemd's credential "holdfast-agent.key" is used as the master key if it is there.`,
+Configuration comes from a YAML or TOML file, the environment (HOLDFAST_ and the key in upper case, dots as
+underscores) and flags, later ones first. Unknown keys are refused. systemd's credential "holdfast-agent.key" is the
+master key if it is there.
+
+Keys of the file:
+  data, name, master_key, plugins, log.level, log.format`,
 		Example: `  holdfast agent serve
   holdfast agent serve --data /srv/holdfast-agent --name berlin
-  holdfast agent serve --plugins /usr/lib/holdfast --log debug`,
+  holdfast agent serve --plugins /usr/lib/holdfast --log-level debug`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			config := siteConfig{Log: "info"}
+			config := siteConfig{Log: logConfig{Level: "info", Format: "text"}}
 			if err := configure(file, a.env, cmd.Flags(), &config); err != nil {
 				return err
 			}
-			var level slog.Level
-			if err := level.UnmarshalText([]byte(config.Log)); err != nil {
-				return usagef(cmd, "log level %q is unknown: debug, info, warn or error", config.Log)
+			log, err := config.Log.logger(a.err)
+			if err != nil {
+				return usagef(cmd, "%w", err)
 			}
+			slog.SetDefault(log)
 			if config.Data != "" && a.socket == "" {
-				a.socket = config.Data + "/agent.sock"
+				a.socket = filepath.Join(config.Data, "agent.sock")
 			}
 			config.complete(a)
-			return a.serveSite(cmd.Context(), config, slog.New(slog.NewTextHandler(a.err, &slog.HandlerOptions{Level: level})))
+			return a.serveSite(cmd.Context(), config, log)
 		},
 	}
 	flags := cmd.Flags()
@@ -64,7 +70,8 @@ HOLDFAST_LOG) and flags. systemd's credential "holdfast-agent.key" is used as th
 	flags.String("name", "", "name of the site (default the machine's name)")
 	flags.String("master-key", "", "where the master key is: file:PATH (default master.key in the data directory)")
 	flags.StringSlice("plugins", nil, "directories with plugin programs (default that of this program)")
-	flags.String("log", "info", "log level: debug, info, warn or error")
+	flags.String("log-level", "", "debug, info, warn or error (default info)")
+	flags.String("log-format", "", "text or json (default text)")
 	return cmd
 }
 

@@ -26,11 +26,11 @@ import (
 
 // siteConfig is the agent's process configuration.
 type siteConfig struct {
-	Data    string   `mapstructure:"data"`
-	Name    string   `mapstructure:"name"`
-	Key     string   `mapstructure:"master-key"`
-	Plugins []string `mapstructure:"plugins"`
-	Log     string   `mapstructure:"log"`
+	Data    string    `mapstructure:"data"`       // directory of everything that the agent keeps
+	Name    string    `mapstructure:"name"`       // of the site
+	Key     string    `mapstructure:"master_key"` // file:PATH
+	Plugins []string  `mapstructure:"plugins"`    // directories with plugin programs
+	Log     logConfig `mapstructure:"log"`
 }
 
 // site is an agent that was constructed, with what has to be closed after it.
@@ -132,7 +132,9 @@ func (a *app) agentOrSite(ctx context.Context, dir string) (c *client.Client, re
 	}
 	config := siteConfig{Data: dir}
 	config.complete(a)
-	s, err := openSite(ctx, config, slog.New(slog.DiscardHandler))
+	quiet := slog.New(slog.DiscardHandler)
+	slog.SetDefault(quiet) // the command prints its own error
+	s, err := openSite(ctx, config, quiet)
 	if err != nil {
 		return nil, nil, err
 	}

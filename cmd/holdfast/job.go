@@ -1,7 +1,7 @@
 package main
 
 import (
-	"fmt"
+	"errors"
 	"os"
 	"strconv"
 	"strings"
@@ -151,6 +151,9 @@ func onlyRepository(cmd *cobra.Command, c *client.Client, provider string) (stri
 	if err != nil {
 		return "", err
 	}
+	if len(all) == 0 {
+		return "", withHint(errors.New("this site is not connected to a provider"), "connect it: holdfast agent connect ADDRESS --fingerprint FINGERPRINT")
+	}
 	var found []string
 	for _, p := range all {
 		if provider != "" && !strings.EqualFold(provider, p.Name) && provider != p.ID {
@@ -162,7 +165,7 @@ func onlyRepository(cmd *cobra.Command, c *client.Client, provider string) (stri
 	}
 	switch len(found) {
 	case 0:
-		return "", withHint(fmt.Errorf("there is no cloud repository that could be reached"), "see why: holdfast agent status")
+		return "", withHint(errors.New("there is no cloud repository that could be reached"), "see why: holdfast agent status")
 	case 1:
 		return found[0], nil
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"github.com/holdfast-dr/holdfast/core/gateway"
 )
@@ -236,9 +237,5 @@ func noun(use, short, long string, verbs ...*cobra.Command) *cobra.Command {
 // isTerminal says whether f is a terminal, for progress bars and prompts.
 func isTerminal(f any) bool {
 	file, ok := f.(*os.File)
-	if !ok {
-		return false
-	}
-	info, err := file.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
+	return ok && term.IsTerminal(int(file.Fd()))
 }

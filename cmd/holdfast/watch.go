@@ -188,6 +188,8 @@ func durationText(seconds float64) string {
 	switch {
 	case d <= 0:
 		return ""
+	case d < time.Second:
+		return d.Round(time.Millisecond).String()
 	case d < 10*time.Second:
 		return d.Round(100 * time.Millisecond).String()
 	}

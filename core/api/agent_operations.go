@@ -10,6 +10,7 @@ import (
 
 	"github.com/holdfast-dr/holdfast/core/agent"
 	"github.com/holdfast-dr/holdfast/core/gateway"
+	"github.com/holdfast-dr/holdfast/core/pki"
 	"github.com/holdfast-dr/holdfast/sdk"
 )
 
@@ -102,6 +103,9 @@ var backEnd = []struct {
 func localProblem(err error) *gateway.Problem {
 	if e, ok := errors.AsType[*agent.RefusedError](err); ok {
 		return gateway.NewProblem(http.StatusConflict, gateway.CodeConflict, err.Error()).WithHint(e.Hint())
+	}
+	if e, ok := errors.AsType[*pki.UntrustedError](err); ok {
+		return gateway.NewProblem(http.StatusBadGateway, gateway.CodeCertificate, e.Error()).WithHint(e.Hint())
 	}
 	for _, b := range backEnd {
 		if errors.Is(err, b.kind) {
