@@ -173,14 +173,18 @@ func (c *collector) pack(ctx context.Context, p packObject) error {
 	if err != nil {
 		return err
 	}
-	switch waste := p.size - usedBytes; {
+	records := int64(0)
+	for _, e := range entries {
+		records += int64(e.Length)
+	}
+	switch waste := records - usedBytes; {
 	case len(used) == 0:
 		c.unused = append(c.unused, victim{p, entries})
 		if len(c.unused) >= condemnGroup {
 			return c.condemnUnused(ctx)
 		}
 		return nil
-	case float64(waste) < c.o.Threshold*float64(p.size):
+	case waste == 0 || float64(waste) < c.o.Threshold*float64(records):
 		return nil
 	}
 	return c.copy(ctx, victim{p, entries}, used)

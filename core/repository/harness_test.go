@@ -55,6 +55,7 @@ func testContext(t *testing.T) context.Context {
 
 func newSite(t *testing.T) *site {
 	t.Helper()
+	t.Parallel() // these tests wait for disks
 	root := t.TempDir()
 	store, err := dir.Open(filepath.Join(root, "store"), dir.Options{})
 	if err != nil {

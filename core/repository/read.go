@@ -145,14 +145,18 @@ func (r *Repository) readStretch(ctx context.Context, s *stretch) ([]chunk.Recor
 				return nil, err
 			}
 		}
-		if records[i], err = r.readOther(ctx, s.kind, l.ID, s.pack); err != nil {
+		not := s.pack
+		if gone {
+			not = PackID{} // whatever the index says now
+		}
+		if records[i], err = r.readOther(ctx, s.kind, l.ID, not); err != nil {
 			return nil, err
 		}
 	}
 	return records, nil
 }
 
-// readOther reads a record from any copy but one.
+// readOther reads a record from any copy but that in one pack.
 func (r *Repository) readOther(ctx context.Context, kind chunk.Kind, id chunk.ID, not PackID) (chunk.Record, error) {
 	copies, _, err := r.live(kind, id)
 	if err != nil {

@@ -1,0 +1,469 @@
+package repository_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/holdfast-dr/holdfast/core/blob"
+	"github.com/holdfast-dr/holdfast/core/blob/blobtest"
+	"github.com/holdfast-dr/holdfast/core/chunk"
+	"github.com/holdfast-dr/holdfast/core/claim"
+	"github.com/holdfast-dr/holdfast/core/point"
+	"github.com/holdfast-dr/holdfast/core/repository"
+)
+
+func (s *site) forget(ids ...point.ID) {
+	s.t.Helper()
+	if err := s.repo.Forget(testContext(s.t), ids...); err != nil {
+		s.t.Fatalf("forget: %v", err)
+	}
+}
+
+func (s *site) collect(o repository.CollectOptions) repository.CollectReport {
+	s.t.Helper()
+	report, err := s.repo.Collect(testContext(s.t), o)
+	if err != nil {
+		s.t.Fatalf("collect: %v", err)
+	}
+	return report
+}
+
+// wantBooks checks that every byte of the store is accounted for, and that what
+// is charged is what live points take.
+func (s *site) wantBooks() repository.Usage {
+	s.t.Helper()
+	u, err := s.repo.Usage(testContext(s.t))
+	if err != nil {
+		s.t.Fatalf("usage: %v", err)
+	}
+	if sum := u.LiveBytes + u.PendingBytes + u.BinBytes + u.WasteBytes + u.OverheadBytes; sum != u.TotalBytes || u.OverheadBytes < 0 {
+		s.t.Errorf("the parts of %+v add up to %d", u, sum)
+	}
+	var total int64
+	for _, object := range s.objects("") {
+		total += object.SizeBytes
+	}
+	if total != u.TotalBytes {
+		s.t.Errorf("usage counts %d bytes, the store has %d", u.TotalBytes, total)
+	}
+	if used, _ := s.catalogue.Used(s.id); used != u.LiveBytes {
+		s.t.Errorf("charged are %d bytes, live points take %d", used, u.LiveBytes)
+	}
+	return u
+}
+
+func (s *site) wantSound() {
+	s.t.Helper()
+	report, err := s.repo.Verify(testContext(s.t), repository.VerifyOptions{})
+	if err != nil || !report.Sound() {
+		s.t.Errorf("verify: %+v, %v", report, err)
+	}
+}
+
+func TestForgottenSpaceComesBackAndTheRestStays(t *testing.T) {
+	s, r := newSite(t), seeded(t)
+	machine := newMachine()
+	d := randomDisk(r, 200*testChunk)
+	var points []point.ID
+	var disks []disk
+	base := point.ID("")
+	for range 6 {
+		base = s.backup(machine, base, d)
+		points, disks = append(points, base), append(disks, d)
+		d = d.changed(r, 20)
+	}
+	s.wantBooks()
+	s.forget(points[0], points[2], points[3])
+	if _, err := s.repo.Manifest(testContext(t), points[0]); !errors.Is(err, repository.ErrNotFound) {
+		t.Errorf("manifest of a forgotten point: %v", err)
+	}
+	before := s.wantBooks()
+	if before.BinBytes == 0 {
+		t.Error("nothing is in the bin")
+	}
+	report := s.collect(repository.CollectOptions{Threshold: 0.01})
+	if report.PurgedPoints != 3 || report.CondemnedPacks == 0 || report.DeletedPacks != 0 || report.WaitingPacks != report.CondemnedPacks {
+		t.Errorf("first collection: %+v", report)
+	}
+	s.wantSound()
+	s.clock.Advance(25 * time.Hour)
+	if again := s.collect(repository.CollectOptions{Threshold: 0.01}); again.DeletedPacks != report.CondemnedPacks || again.WaitingPacks != 0 {
+		t.Errorf("second collection: %+v after %+v", again, report)
+	}
+	after := s.wantBooks()
+	if after.WasteBytes != 0 || after.BinBytes != 0 || after.TotalBytes >= before.TotalBytes {
+		t.Errorf("usage was %+v, is %+v", before, after)
+	}
+	for _, restart := range []bool{false, true} {
+		if restart {
+			s.restart()
+		}
+		for _, i := range []int{1, 4, 5} {
+			s.wantRestore(points[i], disks[i])
+		}
+	}
+	s.wantSound()
+	if got := len(s.objects("tombstones/")) + len(s.objects("points/")); got != 3 {
+		t.Errorf("%d manifests and tombstones are left, want 3 manifests", got)
+	}
+}
+
+func TestBinKeepsPointsForItsPeriod(t *testing.T) {
+	s, r := newSite(t), seeded(t)
+	s.close()
+	s.bin = 48 * time.Hour
+	s.openIndex()
+	s.open()
+	machine := newMachine()
+	d := randomDisk(r, 50*testChunk)
+	one := s.backup(machine, "", d)
+	s.forget(one)
+	if used, _ := s.catalogue.Used(s.id); used != 0 {
+		t.Errorf("a binned point is charged with %d bytes", used)
+	}
+	s.collect(repository.CollectOptions{})
+	s.clock.Advance(47 * time.Hour)
+	if report := s.collect(repository.CollectOptions{}); report.PurgedPoints+report.CondemnedPacks+report.DeletedPacks != 0 {
+		t.Errorf("the bin was emptied early: %+v", report)
+	}
+	// What is in the bin is there to be used, and charged again.
+	two := s.backup(machine, "", d)
+	s.wantBooks()
+	s.clock.Advance(2 * time.Hour)
+	if report := s.collect(repository.CollectOptions{}); report.PurgedPoints != 1 || report.CondemnedPacks != 0 {
+		t.Errorf("after the period: %+v", report)
+	}
+	s.wantRestore(two, d)
+	s.wantBooks()
+}
+
+// A collection is stopped after each of its steps while a backup commits that
+// relies on what the collection is about to free.
+func TestCollectNeverTakesWhatACommitReliesOn(t *testing.T) {
+	for _, stage := range []repository.CollectStage{
+		repository.StageMarked, repository.StageCopied, repository.StageCondemned, repository.StageDeleted,
+	} {
+		t.Run(string(stage), func(t *testing.T) {
+			s, r := newSite(t), seeded(t)
+			ctx := testContext(t)
+			machine := newMachine()
+			old := randomDisk(r, 100*testChunk)
+			kept := old.changed(r, 60)
+			one := s.backup(machine, "", old)
+			two := s.backup(machine, one, kept)
+			// A session has asked, and was told that everything of the old disk is
+			// there; it has not committed yet.
+			b, err := s.begin(ctx, newMachine(), "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			manifest, err := b.send(ctx, old)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if b.sent != 0 {
+				t.Fatalf("%d records were sent", b.sent)
+			}
+			s.forget(one)
+			missed := false
+			commit := func(_ context.Context, done repository.CollectStage) error {
+				if done != stage || b == nil {
+					return nil
+				}
+				defer func() { b = nil }()
+				err := b.session.Commit(ctx, manifest)
+				var missing *point.MissingError
+				for errors.As(err, &missing) { // the agent sends again
+					missed = true
+					if manifest, err = b.send(ctx, old); err != nil {
+						return err
+					}
+					err = b.session.Commit(ctx, manifest)
+				}
+				return err
+			}
+			third := b.point
+			s.collect(repository.CollectOptions{Threshold: 0.01, Pause: commit})
+			for range 2 {
+				s.clock.Advance(25 * time.Hour)
+				s.collect(repository.CollectOptions{Threshold: 0.01, Pause: commit})
+			}
+			if b != nil {
+				t.Fatalf("there was no step %q", stage)
+			}
+			if early := stage == repository.StageMarked; missed == early && stage != repository.StageCopied {
+				t.Errorf("commit after %q missed something: %v", stage, missed)
+			}
+			s.wantRestore(two, kept)
+			s.wantRestore(third, old)
+			s.wantSound()
+			s.wantBooks()
+		})
+	}
+}
+
+func TestCollectIsRunAgainAfterItWasCut(t *testing.T) {
+	for _, cut := range []repository.CollectStage{
+		repository.StageMarked, repository.StageCopied, repository.StageCondemned, repository.StageDeleted,
+	} {
+		t.Run(string(cut), func(t *testing.T) {
+			s, r := newSite(t), seeded(t)
+			machine := newMachine()
+			d := randomDisk(r, 100*testChunk)
+			one := s.backup(machine, "", d)
+			two := s.backup(machine, one, d.changed(r, 30))
+			next, err := s.restore(testContext(t), two, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.forget(one)
+			stop := errors.New("power cut")
+			pause := func(_ context.Context, done repository.CollectStage) error {
+				if done == cut {
+					return stop
+				}
+				return nil
+			}
+			_, err = s.repo.Collect(testContext(t), repository.CollectOptions{Threshold: 0.01, Pause: pause})
+			wantIs(t, "collection that was cut", err, stop)
+			s.wantRestore(two, next)
+			s.restart()
+			s.wantRestore(two, next)
+			for range 3 {
+				s.collect(repository.CollectOptions{Threshold: 0.01})
+				s.clock.Advance(25 * time.Hour)
+			}
+			s.wantRestore(two, next)
+			s.wantSound()
+			if u := s.wantBooks(); u.WasteBytes != 0 {
+				t.Errorf("waste stays: %+v", u)
+			}
+		})
+	}
+}
+
+func TestOpenSessionPinsItsBaseAndItsPacks(t *testing.T) {
+	s, r := newSite(t), seeded(t)
+	ctx := testContext(t)
+	machine := newMachine()
+	d := randomDisk(r, 100*testChunk)
+	one := s.backup(machine, "", d)
+	b, err := s.begin(ctx, machine, one)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := d.changed(r, 50)
+	manifest, err := b.send(ctx, next)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.forget(one)
+	for range 3 {
+		if report := s.collect(repository.CollectOptions{Threshold: 0.01}); report.PurgedPoints+report.CondemnedPacks != 0 {
+			t.Errorf("collected under an open session: %+v", report)
+		}
+		s.clock.Advance(25 * time.Hour)
+	}
+	if u := s.wantBooks(); u.BinBytes == 0 {
+		t.Errorf("usage: %+v", u)
+	}
+	s.restart() // the pins come back with the session
+	s.collect(repository.CollectOptions{Threshold: 0.01})
+	if b.session, err = s.repo.Resume(ctx, b.session.ID()); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.session.Commit(ctx, manifest); err != nil {
+		t.Fatalf("commit on a forgotten base: %v", err)
+	}
+	s.wantBooks()
+	s.collect(repository.CollectOptions{Threshold: 0.01})
+	s.clock.Advance(25 * time.Hour)
+	s.collect(repository.CollectOptions{Threshold: 0.01})
+	s.wantRestore(b.point, next)
+	s.wantSound()
+}
+
+func TestReaderOutlivesCondemnation(t *testing.T) {
+	s, r := newSite(t), seeded(t)
+	machine := newMachine()
+	d := randomDisk(r, 300*testChunk)
+	one := s.backup(machine, "", d)
+	next := d.changed(r, 150)
+	two := s.backup(machine, one, next)
+	s.forget(one)
+	collected := atomic.Bool{}
+	s.blobs.Fail(blobtest.Fault{Verb: blobtest.VerbRead, Match: "/packs/", After: 2, Times: 1, Err: blob.ErrNotFound, Hook: func() {
+		if !collected.Swap(true) { // the pack was collected between look-up and read
+			s.collect(repository.CollectOptions{Threshold: 0.01})
+		}
+	}})
+	s.wantRestore(two, next)
+	if !collected.Load() {
+		t.Error("nothing was collected during the restore")
+	}
+}
+
+func TestFencedCollectorHarmsNothing(t *testing.T) {
+	s, r := newSite(t), seeded(t)
+	machine := newMachine()
+	d := randomDisk(r, 100*testChunk)
+	one := s.backup(machine, "", d)
+	next := d.changed(r, 50)
+	two := s.backup(machine, one, next)
+	s.forget(one)
+	fence := func(_ context.Context, done repository.CollectStage) error {
+		if done == repository.StageCopied { // another server takes the claim
+			s.catalogue.SetEpoch(s.id, s.epoch+1)
+		}
+		return nil
+	}
+	_, err := s.repo.Collect(testContext(t), repository.CollectOptions{Threshold: 0.01, Pause: fence})
+	wantIs(t, "collect of a fenced server", err, claim.ErrFenced)
+	condemned, err := s.catalogue.Condemned(testContext(t), s.id, repository.PackID{}, 10)
+	if err != nil || len(condemned) != 0 {
+		t.Errorf("condemned %v, %v", condemned, err)
+	}
+	s.epoch++
+	s.restart()
+	s.wantRestore(two, next)
+	s.wantSound()
+}
+
+func TestBrokenPagesStopCollection(t *testing.T) {
+	s, r := newSite(t), seeded(t)
+	machine := newMachine()
+	d := randomDisk(r, 100*testChunk)
+	s.backup(machine, "", d)
+	maps := s.objects("maps/")
+	s.forget(s.backup(newMachine(), "", randomDisk(r, 10*testChunk)))
+	s.close()
+	if err := os.Remove(filepath.Join(s.root, "store", maps[0].Name)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(s.root, "index")); err != nil {
+		t.Fatal(err)
+	}
+	s.openIndex()
+	s.open()
+	_, err := s.repo.Collect(testContext(t), repository.CollectOptions{})
+	var incomplete *repository.IncompleteError
+	if !errors.As(err, &incomplete) || len(incomplete.Points) == 0 {
+		t.Errorf("collect without map pages: %v", err)
+	}
+	condemned, _ := s.catalogue.Condemned(testContext(t), s.id, repository.PackID{}, 10)
+	if len(condemned) != 0 {
+		t.Errorf("condemned %v without knowing what is used", condemned)
+	}
+}
+
+func TestAbortedAndIdleSessionsBecomeWaste(t *testing.T) {
+	s, r := newSite(t), seeded(t)
+	ctx := testContext(t)
+	one := s.backup(newMachine(), "", randomDisk(r, 20*testChunk))
+	for _, how := range []string{"abort", "idle"} {
+		b, err := s.begin(ctx, newMachine(), one)
+		if err == nil {
+			t.Error("began a session on another machine's point")
+		}
+		if b, err = s.begin(ctx, newMachine(), ""); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.send(ctx, randomDisk(r, 100*testChunk)); err != nil {
+			t.Fatal(err)
+		}
+		if u := s.wantBooks(); u.PendingBytes == 0 || u.SpooledBytes == 0 {
+			t.Errorf("usage with an open session: %+v", u)
+		}
+		if how == "abort" {
+			if err := b.session.Abort(ctx); err != nil {
+				t.Fatal(err)
+			}
+		} else {
+			s.clock.Advance(7 * 24 * time.Hour)
+			ids, err := s.repo.ExpireSessions(ctx, 7*24*time.Hour)
+			if err != nil || !slices.Equal(ids, []chunk.SessionID{b.session.ID()}) {
+				t.Errorf("expired %v, %v", ids, err)
+			}
+		}
+		wantIs(t, "put after "+how, b.session.Put(ctx, nil), repository.ErrNotFound)
+		if _, err := s.repo.Resume(ctx, b.session.ID()); !errors.Is(err, repository.ErrNotFound) {
+			t.Errorf("resumed after %s: %v", how, err)
+		}
+		if u := s.wantBooks(); u.PendingBytes != 0 || u.WasteBytes == 0 || u.SpooledBytes != 0 {
+			t.Errorf("usage after %s: %+v", how, u)
+		}
+	}
+	entries, err := os.ReadDir(filepath.Join(s.spool, s.id))
+	if err != nil || len(entries) != 0 {
+		t.Errorf("the spool holds %v, %v", entries, err)
+	}
+}
+
+// TestAnyHistoryKeepsEveryLivePoint is a model: whatever happens in whatever
+// order, each live point restores to what was backed up, and the books balance.
+func TestAnyHistoryKeepsEveryLivePoint(t *testing.T) {
+	s, r := newSite(t), seeded(t)
+	type machine struct {
+		id     point.MachineID
+		disks  []disk
+		points []point.ID
+		state  map[point.ID][]disk
+	}
+	machines := make([]machine, 3)
+	for i := range machines {
+		machines[i] = machine{id: newMachine(), state: map[point.ID][]disk{}, disks: []disk{randomDisk(r, (20+r.IntN(100))*testChunk+r.IntN(testChunk))}}
+	}
+	steps := 60
+	if testing.Short() {
+		steps = 20
+	}
+	for step := range steps {
+		m := &machines[r.IntN(len(machines))]
+		switch op := r.IntN(12); {
+		case op < 5:
+			base := point.ID("")
+			if len(m.points) > 0 && r.IntN(4) > 0 {
+				base = m.points[r.IntN(len(m.points))]
+			}
+			for i := range m.disks {
+				m.disks[i] = m.disks[i].changed(r, r.IntN(20))
+			}
+			id := s.backup(m.id, base, m.disks...)
+			m.points, m.state[id] = append(m.points, id), slices.Clone(m.disks)
+		case op < 7 && len(m.points) > 0:
+			i := r.IntN(len(m.points))
+			s.forget(m.points[i])
+			delete(m.state, m.points[i])
+			m.points = slices.Delete(m.points, i, i+1)
+		case op < 9:
+			s.collect(repository.CollectOptions{Threshold: []float64{0.01, 0.3, 0.9}[r.IntN(3)]})
+		case op == 9:
+			s.clock.Advance(13 * time.Hour)
+		case op == 10:
+			s.restart()
+		case op == 11:
+			s.close()
+			if err := os.RemoveAll(filepath.Join(s.root, "index")); err != nil {
+				t.Fatal(err)
+			}
+			s.openIndex()
+			s.open()
+		}
+		for _, m := range machines {
+			for id, disks := range m.state {
+				s.wantRestore(id, disks...)
+			}
+		}
+		s.wantBooks()
+		if t.Failed() {
+			t.Fatalf("after step %d", step)
+		}
+	}
+	s.wantSound()
+}
