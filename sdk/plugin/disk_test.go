@@ -309,3 +309,75 @@ func TestHostDialsTheBackEndItself(t *testing.T) {
 		t.Error("the plugin was not told that the disk was closed")
 	}
 }
+
+// naive is a target whose writers know nothing of each other.
+type naive struct {
+	*sim.Platform
+	mutex sync.Mutex // guards bytes
+	bytes [block]byte
+}
+
+func (p *naive) As(target any) bool {
+	if to, ok := target.(*sdk.Target); ok {
+		*to = p
+		return true
+	}
+	return p.Platform.As(target)
+}
+
+func (p *naive) OpenDraftDisk(context.Context, sdk.Op, sdk.Draft, sdk.DiskID) (sdk.BlockWriter, error) {
+	return &naiveWriter{p}, nil
+}
+
+type naiveWriter struct{ platform *naive }
+
+func (w *naiveWriter) WriteAt(p []byte, off int64) (int, error) {
+	w.platform.mutex.Lock()
+	defer w.platform.mutex.Unlock()
+	return copy(w.platform.bytes[off:], p), nil
+}
+
+func (w *naiveWriter) Zero(int64, int64) error { return nil }
+func (w *naiveWriter) Flush() error            { return nil }
+func (w *naiveWriter) Close() error            { return nil }
+func (w *naiveWriter) Size() int64             { return block }
+func (w *naiveWriter) Shape() sdk.Shape        { return sdk.ShapeRandom }
+
+// TestNaiveWritersAreFencedToo has an author who does not disconnect the
+// writer before; within one process, the plugin does it for him.
+func TestNaiveWritersAreFencedToo(t *testing.T) {
+	platform := &naive{Platform: sim.New().Connect(sim.Settings{})}
+	p, err := plugin.Local(t.Context(), plugin.Author{Name: "naive", Version: "1",
+		Open: func(context.Context, any) (sdk.Platform, error) { return platform, nil }}, plugin.Launch{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	target := ability[sdk.Target](t, p)
+	open := func(disk sdk.DiskID) sdk.BlockWriter {
+		w, err := target.OpenDraftDisk(t.Context(), sdk.Op{ID: "o"}, sdk.Draft{ID: "d"}, disk)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { w.Close() })
+		return w
+	}
+	first, other := open("vda"), open("vdb")
+	if _, err := first.WriteAt([]byte("early"), 0); err != nil {
+		t.Fatal(err)
+	}
+	second := open("vda")
+	if _, err := first.WriteAt([]byte("late!"), 0); err == nil {
+		t.Error("the writer before wrote")
+	}
+	for name, w := range map[string]sdk.BlockWriter{"second": second, "other disk's": other} {
+		if _, err := w.WriteAt([]byte(name), 100); err != nil {
+			t.Errorf("the %s writer: %v", name, err)
+		}
+	}
+	platform.mutex.Lock()
+	defer platform.mutex.Unlock()
+	if got := string(platform.bytes[:5]); got != "early" {
+		t.Errorf("the disk has %q, want early", got)
+	}
+}

@@ -29,7 +29,7 @@
 //
 //	host                                   plugin process
 //	----                                   --------------
-//	check SHA-256, exec, no environment ─▶ Serve
+//	check SHA-256, exec ────────────────▶ Serve
 //	control: gRPC over a unix socket, mutual TLS with one-time keys
 //	   Describe ─────────────────────────▶ schema of the configuration
 //	   (validates the settings) Configure ▶ Author.Open
@@ -40,12 +40,17 @@
 //	logs: one JSON line each on stderr ◀── slog
 //	stdin, held open ───────────────────▶ its end ends the process
 //
+// The process gets nothing of the host's environment. Its PATH is that of the
+// system's programs, its TMPDIR the directory of the sockets, which has mode
+// 0700 and is removed after it, and its working directory is the root.
+//
 // # Promises
 //
-// To authors: methods are called as package sdk says, settings have been
-// checked against the schema, a panic in a method ends that call and not the
-// process, what is logged with slog reaches the host's log, and disks never
-// need a line of network code.
+// To authors: methods are called as package sdk says, and their contexts end a
+// little before the host stops waiting, so that ErrPending is still heard;
+// settings have been checked against the schema; a panic in a method ends that
+// call and not the process; what is logged with slog reaches the host's log;
+// and disks never need a line of network code.
 //
 // To hosts: no call lasts longer than sdk.CallLimit; errors are those of
 // package sdk on both sides; everything that a plugin answers is bounded and

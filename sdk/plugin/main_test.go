@@ -66,6 +66,12 @@ func (p *puppet) Probe(ctx context.Context, subject sdk.Subject) (sdk.Report, er
 		plugin.Log(ctx).Info("connecting", "password", p.password)
 		fmt.Fprintln(os.Stderr, "raw line with", p.password)
 		return sdk.Report{}, fmt.Errorf("login with %s: %w", p.password, sdk.ErrDenied)
+	case "slow":
+		<-ctx.Done()
+		return sdk.Report{}, &sdk.Error{Kind: sdk.ErrPending, Progress: 0.5}
+	case "late":
+		<-ctx.Done()
+		return sdk.Report{}, ctx.Err()
 	case "huge":
 		return sdk.Report{Product: strings.Repeat("x", plugin.MaxMessage+1)}, nil
 	case "error":

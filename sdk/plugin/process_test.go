@@ -235,6 +235,38 @@ func TestCallLimit(t *testing.T) {
 	}
 }
 
+// TestPendingAtTheLimitIsHeard has an author wait for the end of its context
+// and answer only then.
+func TestPendingAtTheLimitIsHeard(t *testing.T) {
+	l := launch(t, map[string]any{"dir": t.TempDir()})
+	l.CallLimit = time.Second
+	p := start(t, l)
+	_, err := probe(p, "slow")
+	var e *sdk.Error
+	if !errors.Is(err, sdk.ErrPending) || !errors.As(err, &e) || e.Progress != 0.5 {
+		t.Errorf("a slow call: %v, want its ErrPending with progress", err)
+	}
+	if _, err := probe(p, "late"); !errors.Is(err, sdk.ErrUnavailable) {
+		t.Errorf("a call that gave up with its context: %v, want ErrUnavailable", err)
+	}
+}
+
+func TestFailedStartLeavesNothing(t *testing.T) {
+	run, err := os.MkdirTemp("", "run")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(run)
+	l := launch(t, map[string]any{"dir": "/dev/null/nowhere"})
+	l.RunDir = run
+	if _, err := plugin.Start(t.Context(), l); err == nil {
+		t.Fatal("a plugin without its back-end started")
+	}
+	if left, _ := filepath.Glob(filepath.Join(run, "*")); len(left) != 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
 func TestCancelledCallerSeesItsOwnCancellation(t *testing.T) {
 	both(t, map[string]any{"dir": t.TempDir(), "faults": []sim.Fault{{Call: "Probe", Action: sim.ActionHang}}}, func(t *testing.T, p *plugin.Process) {
 		ctx, cancel := context.WithCancel(t.Context())

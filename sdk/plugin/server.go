@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
@@ -47,9 +48,29 @@ func (s *server) options() []grpc.ServerOption {
 }
 
 func (s *server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (resp any, err error) {
-	ctx = withLog(ctx, s.log.With("call", callName(info.FullMethod)), req)
-	defer func() { err = encodeError(recovered(Log(ctx), callName(info.FullMethod), recover(), err)) }()
+	name := callName(info.FullMethod)
+	ctx = withLog(ctx, s.log.With("call", name), req)
+	ctx, cancel := early(ctx)
+	defer cancel()
+	defer func() {
+		err = recovered(Log(ctx), name, recover(), err)
+		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil && sdk.CodeOf(err) == sdk.CodeUnknown {
+			err = sdk.Errorf(sdk.ErrUnavailable, sdk.FaultPlugin, "%s ran out of time: %v", name, err)
+		}
+		err = encodeError(err)
+	}()
 	return handle(ctx, req)
+}
+
+// early ends an author's context a little before the host stops waiting, so
+// that an author who turns its end into ErrPending is still heard.
+func early(ctx context.Context) (context.Context, context.CancelFunc) {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		return ctx, func() {}
+	}
+	margin := min(time.Until(deadline)/10, time.Second)
+	return context.WithDeadline(ctx, deadline.Add(-margin))
 }
 
 func (s *server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) (err error) {

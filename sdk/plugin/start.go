@@ -33,6 +33,8 @@ const (
 	// may print.
 	describeLimit  = 10 * time.Second
 	maxDescription = 1 << 20
+	// searchPath is a plugin's PATH: it does not depend on the host's.
+	searchPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 	// maxSocketDir is the longest directory in which a unix socket still has
 	// room: its path has at most 108 bytes on Linux.
 	maxSocketDir = 60
@@ -122,8 +124,8 @@ func Start(ctx context.Context, l Launch) (*Process, error) {
 		SyncStderr:       &logLines{log: log, secrets: secrets, level: slog.LevelInfo},
 		UnixSocketConfig: &goplugin.UnixSocketConfig{TempDir: l.runDir()},
 		GRPCDialOptions:  dialOptions(),
-		RunnerFunc: func(_ hclog.Logger, command *exec.Cmd, _ string) (runner.Runner, error) {
-			running = newProgram(l.Path, file, command.Env)
+		RunnerFunc: func(_ hclog.Logger, command *exec.Cmd, dir string) (runner.Runner, error) {
+			running = newProgram(l.Path, file, append(command.Env, "PATH="+searchPath, "TMPDIR="+dir))
 			return running, nil
 		},
 	})
