@@ -133,7 +133,7 @@ func (s *repositories) fill(o *openRepository, r quota.CloudRepository) (err err
 	if o.work, o.held, err = claim.Hold(s.life, s.db.Claims(), claim.Resource("repository/"+string(r.ID)), s.holder, 0); err != nil {
 		return err
 	}
-	o.repository, err = repository.Open(o.work, repository.Config{ID: string(r.ID), Blobs: o.blobs, Index: s.index, Catalogue: catalogueOf(s.db),
+	o.repository, err = repository.Open(o.work, repository.Config{ID: string(r.ID), Blobs: o.blobs, Index: s.index, Catalogue: s.db.Catalogue(),
 		SpoolDir: filepath.Join(s.data, "spool"), Epoch: uint64(o.held.Epoch()), ChunkSize: r.ChunkSize, Log: s.log})
 	if err != nil {
 		return err
@@ -203,7 +203,7 @@ func (s *repositories) count() int {
 // points lists the points of a cloud repository from the catalogue, without
 // opening it.
 func (s *repositories) points(ctx context.Context, cloud string, machine point.MachineID, after point.ID, limit int) ([]gateway.PointInfo, error) {
-	records, err := catalogueOf(s.db).Points(ctx, cloud, repository.PointQuery{Machine: machine, After: after, Limit: limit})
+	records, err := s.db.Catalogue().Points(ctx, cloud, repository.PointQuery{Machine: machine, After: after, Limit: limit})
 	if err != nil {
 		return nil, err
 	}
@@ -472,10 +472,4 @@ func (s *repositories) job(verb func(context.Context, *job.Execution, *openRepos
 		defer cancel()
 		return verb(ctx, x, o, r)
 	}
-}
-
-// catalogueOf is the database's part of the repositories.
-func catalogueOf(db *state.DB) repository.Catalogue {
-	c, _ := any(db).(interface{ Catalogue() repository.Catalogue })
-	return c.Catalogue()
 }
