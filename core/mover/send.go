@@ -273,7 +273,7 @@ func (s *sending) prepare() {
 	for range batches {
 		s.free <- &batch{data: make([]byte, 0, s.opts.BatchBytes)}
 	}
-	s.data = packer{limit: s.opts.BatchBytes, free: s.free, full: s.puts}
+	s.data = s.newPacker()
 }
 
 func (s *sending) count(change func(*Stats)) {

@@ -59,11 +59,10 @@ func (s *stand) fill(off int64, n int, seed int64) {
 }
 
 func content(n int, seed int64) []byte {
-	r := rand.New(rand.NewPCG(uint64(seed), 7))
 	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(r.Uint32())
-		if seed > 0 {
+	_, _ = rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8), byte(seed >> 16), byte(seed >> 24)}).Read(b) // never fails
+	if seed > 0 {
+		for i := range b {
 			b[i] &= 3
 		}
 	}

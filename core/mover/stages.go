@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync"
 	"time"
 
 	"github.com/holdfast-dr/holdfast/core/chunk"
@@ -296,41 +295,46 @@ type packer struct {
 	limit int
 	free  chan *batch
 	full  chan *batch
+	// open holds the batch that is being filled, or nil. Who has taken it out
+	// may add to it; a mutex could not be left when ctx ends.
+	open chan *batch
+}
 
-	mutex sync.Mutex // guards open; held while waiting for a free batch
-	open  *batch
+func (s *sending) newPacker() packer {
+	p := packer{limit: s.opts.BatchBytes, free: s.free, full: s.puts, open: make(chan *batch, 1)}
+	p.open <- nil
+	return p
 }
 
 // add appends a record, handing over the open batch if it has no room.
 func (p *packer) add(ctx context.Context, kind chunk.Kind, id chunk.ID, record []byte) error {
-	p.mutex.Lock()
-	defer p.mutex.Unlock()
-	if p.open != nil && len(p.open.data)+len(record) > p.limit {
-		p.full <- p.open // has room for every batch there is
-		p.open = nil
+	b, _, err := recv(ctx, p.open)
+	if err != nil {
+		return err
 	}
-	if p.open == nil {
-		b, _, err := recv(ctx, p.free)
-		if err != nil {
+	defer func() { p.open <- b }()
+	if b != nil && len(b.data)+len(record) > p.limit {
+		p.full <- b // has room for every batch there is
+		b = nil
+	}
+	if b == nil {
+		if b, _, err = recv(ctx, p.free); err != nil {
 			return err
 		}
-		p.open = b
 	}
-	p.open.data = append(p.open.data, record...)
+	b.data = append(b.data, record...)
 	if kind == chunk.KindData {
-		p.open.ids = append(p.open.ids, id)
+		b.ids = append(b.ids, id)
 	}
 	return nil
 }
 
-// flush hands over what is gathered.
+// flush hands over what is gathered, when nobody adds any more.
 func (p *packer) flush() {
-	p.mutex.Lock()
-	defer p.mutex.Unlock()
-	if p.open != nil {
-		p.full <- p.open // has room for every batch there is
-		p.open = nil
+	if b := <-p.open; b != nil {
+		p.full <- b // has room for every batch there is
 	}
+	p.open <- nil
 }
 
 // put sends batches, each until it has arrived.
@@ -360,7 +364,7 @@ func (s *sending) put(ctx context.Context) error {
 
 // draw builds the map, taking items in order.
 func (s *sending) draw(ctx context.Context) (chunk.ID, error) {
-	pages := packer{limit: s.opts.BatchBytes, free: s.free, full: s.puts}
+	pages := s.newPacker()
 	var record []byte
 	base := point.Tree{Geometry: s.disk.Geometry}
 	if s.disk.Base != nil {
