@@ -154,7 +154,7 @@ var _ = both("Enrolment", func(t *testing.T, db *DB) {
 	wantErr(t, second(s.Enrol(ctx, token, other)), access.ErrEnrolment)
 	wantErr(t, second(s.Enrol(ctx, access.Hash{9}, key)), access.ErrEnrolment)
 	wantErr(t, second(s.Enrol(ctx, enrolment(time.Hour), access.Hash{})), access.ErrEnrolment)
-	late := enrolment(30 * time.Millisecond)
+	late := enrolment(2 * time.Second)
 	eventually(t, "expiry", func() bool {
 		_, err := s.Enrol(ctx, late, other)
 		if err == nil { // bound to other before it expired; it stays other's until then

@@ -66,6 +66,11 @@ func (s agents) CreateEnrolment(ctx context.Context, e access.Enrolment) (access
 			return err
 		}
 		e.Created = now
+		// Old ones are of no use to anybody; the audit log remembers them.
+		if _, err := t.exec(ctx, "DELETE FROM enrolments WHERE tenant_id = $1 AND expires < $2",
+			string(e.TenantID), micros(now.Add(-access.MaxEnrolment))); err != nil {
+			return fmt.Errorf("remove old enrolments: %w", err)
+		}
 		if _, err := t.exec(ctx, `INSERT INTO enrolments (id, tenant_id, site, hash, created, expires, key, agent_id)
 			VALUES ($1, $2, $3, $4, $5, $6, '', '')`,
 			e.ID, string(e.TenantID), e.Site, e.Hash.String(), micros(now), micros(e.Expires)); err != nil {

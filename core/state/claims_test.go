@@ -56,9 +56,12 @@ var _ = both("ClaimLife", func(t *testing.T, db *DB) {
 	if now := must[claim.Claim](t)(s.Current(ctx, "repository/1")); now.Epoch != 1 || !now.Until.IsZero() {
 		t.Errorf("after release %+v; the epoch must stay", now)
 	}
-	second := must[claim.Claim](t)(s.Acquire(ctx, "repository/1", holder(2), time.Minute))
+	second := must[claim.Claim](t)(s.Acquire(ctx, "repository/1", holder(1), time.Minute))
 	if second.Epoch != 2 {
 		t.Errorf("epoch after release %d, want 2", second.Epoch)
+	}
+	if _, err := s.Renew(ctx, first, time.Hour); !errors.Is(err, claim.ErrFenced) {
+		t.Errorf("the same holder renews by its old epoch: %v", err)
 	}
 	if err := s.Release(ctx, first); err != nil {
 		t.Fatal(err)
@@ -152,7 +155,7 @@ var _ = both("ClaimsAreLinear", func(t *testing.T, db *DB) {
 
 var _ = both("HoldKeepsTheClaimAndLosingItCancels", func(t *testing.T, db *DB) {
 	s := db.Claims()
-	ttl := 300 * time.Millisecond
+	ttl := 2 * time.Second // long enough for a machine that stalls
 	work, held, err := claim.Hold(t.Context(), s, "r", holder(1), ttl)
 	if err != nil {
 		t.Fatal(err)

@@ -48,6 +48,7 @@
 // # Migrations
 //
 // goose files under migrations: shared (both databases), server, agent. Versions
-// are unique over shared and each of the others. A released file is never
-// edited.
+// are unique over shared and each of the others, and a new file's is higher than
+// every released one's in any of the three, since goose refuses to go back. A
+// released file is never edited.
 package state

@@ -177,7 +177,7 @@ var _ = both("RunsAreTakenOnceByMany", func(t *testing.T, db *DB) {
 func runner(t *testing.T, db *DB, instance string, h job.Handler) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &job.Runner{Store: db.Runs(), Holder: claim.Holder{Node: "n", Instance: instance}, Poll: 10 * time.Millisecond,
-		TTL: 600 * time.Millisecond, Handlers: map[job.Kind]job.Handler{"test": h}}
+		TTL: 5 * time.Second, Handlers: map[job.Kind]job.Handler{"test": h}}
 	ended := make(chan error, 1)
 	go func() { ended <- r.Run(ctx) }()
 	var once sync.Once
