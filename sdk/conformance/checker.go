@@ -152,10 +152,11 @@ func (c *checker) draftOp(name string, newer uint64) sdk.Op {
 	return op
 }
 
-// fresh is a platform of a fresh process.
+// fresh is a platform of a fresh process, closed with the check.
 func (c *checker) fresh() sdk.Platform {
 	p, err := c.Fresh()
 	c.must("open a fresh platform", err)
+	c.later(func() { c.want("close a fresh platform", p.Close(), nil) })
 	return p
 }
 

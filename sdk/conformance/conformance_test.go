@@ -151,20 +151,20 @@ func TestBrokenPluginsAreCaught(t *testing.T) {
 	for _, test := range []struct {
 		name     string
 		settings sim.Settings
-		broken   func(*sim.Platform) sdk.Platform
+		broken   func(*sim.Hypervisor, *sim.Platform) sdk.Platform
 		want     []string // among the checks that fail
 	}{
 		{name: "tracker lies", settings: sim.Settings{Faults: always("Changed", sim.ActionLie)},
 			want: []string{"change-tracker/changed-is-complete", "change-tracker/failed-run-keeps-the-mark"}},
 		{name: "call panics", settings: sim.Settings{Faults: always("CreateDraft", sim.ActionPanic)},
 			want: []string{"target/draft-becomes-a-machine"}},
-		{name: "everything is new", broken: func(p *sim.Platform) sdk.Platform { return &forgetful{Platform: p} },
+		{name: "everything is new", broken: func(_ *sim.Hypervisor, p *sim.Platform) sdk.Platform { return &forgetful{Platform: p} },
 			want: []string{"source/snapshot-repeats", "target/repeats"}},
-		{name: "epochs are ignored", broken: func(p *sim.Platform) sdk.Platform { return &unfenced{Platform: p} },
+		{name: "epochs are ignored", broken: func(_ *sim.Hypervisor, p *sim.Platform) sdk.Platform { return &unfenced{Platform: p} },
 			want: []string{"source/older-claim-is-fenced", "target/older-claim-is-fenced", "power/older-claim-is-fenced"}},
-		{name: "spaces are ignored", broken: func(p *sim.Platform) sdk.Platform { return &spaceless{Platform: p} },
+		{name: "spaces are ignored", broken: func(_ *sim.Hypervisor, p *sim.Platform) sdk.Platform { return &spaceless{Platform: p} },
 			want: []string{"target/foreign-space-is-denied", "power/foreign-space-is-denied"}},
-		{name: "the live disk is read", broken: func(p *sim.Platform) sdk.Platform { return &torn{Platform: p} },
+		{name: "the live disk is read", broken: func(hv *sim.Hypervisor, p *sim.Platform) sdk.Platform { return &torn{Platform: p, hv: hv} },
 			want: []string{"source/snapshot-stays-as-it-was"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -172,14 +172,10 @@ func TestBrokenPluginsAreCaught(t *testing.T) {
 			f := fixture(t, hv, func() (sdk.Platform, error) {
 				p := hv.Connect(test.settings)
 				if test.broken != nil {
-					return test.broken(p), nil
+					return test.broken(hv, p), nil
 				}
 				return p, nil
 			})
-			if live, ok := f.Platform.(*torn); ok {
-				live.hv, live.machine = hv, f.Machine
-				f.Fresh = func() (sdk.Platform, error) { return live, nil }
-			}
 			got := failed(t, f)
 			for _, name := range test.want {
 				if !slices.Contains(got, name) {
@@ -259,8 +255,7 @@ func (p *spaceless) Start(ctx context.Context, op sdk.Op, id sdk.MachineID) erro
 // torn reads disks as they are now.
 type torn struct {
 	*sim.Platform
-	hv      *sim.Hypervisor
-	machine sdk.MachineID
+	hv *sim.Hypervisor
 }
 
 func (p *torn) As(target any) bool { return as(p, target) }
@@ -270,19 +265,20 @@ func (p *torn) OpenDisk(ctx context.Context, snap sdk.Snapshot, disk sdk.DiskID)
 	if err != nil {
 		return nil, err
 	}
-	return &tornReader{BlockReader: r, torn: p, disk: disk}, nil
+	return &tornReader{BlockReader: r, hv: p.hv, machine: snap.Machine.ID, disk: disk}, nil
 }
 
 type tornReader struct {
 	sdk.BlockReader
-	torn *torn
-	disk sdk.DiskID
+	hv      *sim.Hypervisor
+	machine sdk.MachineID
+	disk    sdk.DiskID
 }
 
 func (r *tornReader) ReadAt(data []byte, off int64) (int, error) {
 	n, err := r.BlockReader.ReadAt(data, off)
 	if n > 0 {
-		if err := r.torn.hv.ReadDisk(r.torn.machine, r.disk, off, data[:n]); err != nil {
+		if err := r.hv.ReadDisk(r.machine, r.disk, off, data[:n]); err != nil {
 			return 0, err
 		}
 	}

@@ -15,7 +15,7 @@ type Fixture struct {
 	// Platform is the platform to check.
 	Platform sdk.Platform
 	// Fresh gives a platform that shares no memory with those before: of a new
-	// process, or at least of a new connection. The checks do not close it.
+	// process, or at least of a new connection. The checks close it.
 	Fresh func() (sdk.Platform, error)
 
 	// Machine is a machine that the checks may snapshot, start and stop. For

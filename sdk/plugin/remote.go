@@ -24,6 +24,7 @@ type remote struct {
 	limit     time.Duration
 	secrets   *secretText
 	gone      <-chan struct{} // closed when the process has ended; nil for Local
+	end       func() error    // ends the process
 }
 
 // As finds an ability that the plugin advertised.
@@ -158,9 +159,13 @@ func (r *remote) Cancel(ctx context.Context, opID string) error {
 	return err
 }
 
-// Close does nothing: Process.Close ends the process, and with it the
-// connection to the back-end.
-func (r *remote) Close() error { return nil }
+// Close ends the process, and with it the connection to the back-end.
+func (r *remote) Close() error {
+	if r.end == nil {
+		return nil
+	}
+	return r.end()
+}
 
 func (r *remote) Snapshot(ctx context.Context, op sdk.Op, req sdk.SnapshotRequest) (sdk.Snapshot, error) {
 	wire := &pluginv1.SnapshotRequest{

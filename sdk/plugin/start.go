@@ -79,7 +79,8 @@ type Process struct {
 	closing     sync.Once
 }
 
-// Platform is the author's platform. It lasts as long as the process.
+// Platform is the author's platform. It lasts as long as the process, which
+// its Close ends.
 func (p *Process) Platform() sdk.Platform { return p.platform }
 
 // Describe is what the plugin says of itself.
@@ -198,7 +199,9 @@ func configure(ctx context.Context, client pluginv1.PluginServiceClient, l Launc
 	for _, name := range configured.GetAbilities() {
 		r.abilities = append(r.abilities, sdk.Ability(name))
 	}
-	return &Process{description: description, platform: r}, nil
+	p := &Process{description: description, platform: r}
+	r.end = p.Close
+	return p, nil
 }
 
 func parseDescription(doc []byte) (Description, error) {
