@@ -348,10 +348,10 @@ func (t *taking) start(ctx context.Context, since map[sdk.DiskID]mark) error {
 	return busy("all of %d ports tried for NBD are taken", portAttempts).WithHint("widen the setting nbd_ports")
 }
 
-// brokenMark tells a bitmap that is missing or damaged from all other failures. libvirt says the one with a code of its
-// own, and about bitmaps that QEMU refused only in words.
+// brokenMark is sdk.ErrMarkLost also for a checkpoint that vanished between the look and the use. That its bitmap is
+// missing or damaged, libvirt says with a code that means just that.
 func brokenMark(err error, since map[sdk.DiskID]mark) error {
-	if err != nil && len(since) > 0 && (is(err, libvirt.ErrCheckpointInconsistent) || is(err, libvirt.ErrNoDomainCheckpoint)) {
+	if len(since) > 0 && is(err, libvirt.ErrNoDomainCheckpoint) {
 		return sdk.Errorf(sdk.ErrMarkLost, sdk.FaultBackend, "%v", err)
 	}
 	return err

@@ -146,8 +146,11 @@ func (g Guest) Run(ctx context.Context, command string) (string, error) {
 		return began && ended && whole
 	})
 	if err != nil || !done {
-		return "", fmt.Errorf("run %q on %s: no answer (%w); its console ends with %q", command, g.Name,
-			errors.Join(err, ctx.Err()), tail(c.text.String()))
+		cause := errors.Join(err, ctx.Err())
+		if cause == nil {
+			cause = fmt.Errorf("no answer for %v", limit.Round(time.Second))
+		}
+		return "", fmt.Errorf("run %q on %s: %w; its console ends with %q", command, g.Name, cause, tail(c.text.String()))
 	}
 	output = strings.TrimSpace(strings.ReplaceAll(output, "\r", ""))
 	code, err := strconv.Atoi(strings.TrimSpace(status))

@@ -2,6 +2,7 @@ package site
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -61,7 +62,7 @@ type Site struct {
 const (
 	startLimit = 60 * time.Second // measured: 8 s without the capability cache, 0.2 s with it
 	stateFile  = "site.json"
-	dirPrefix  = "holdfast-site-"
+	dirPrefix  = "hfsite-"
 )
 
 // Start starts a site. Sites that dead programs left are removed first.
@@ -133,11 +134,12 @@ func (s *Site) start(ctx context.Context, o Options) error {
 	return s.save()
 }
 
-// layOut makes the directories. Their paths are short, since a unix socket's may have 107 bytes.
+// layOut makes the directories. Their paths are short, since a unix socket's may have 107 bytes, and a session libvirtd
+// puts those of its guests 85 bytes below.
 func (s *Site) layOut() error {
 	if s.Dir == "" {
-		dir, err := os.MkdirTemp("", dirPrefix)
-		if err != nil {
+		dir := filepath.Join(os.TempDir(), dirPrefix+strings.ToLower(rand.Text()[:6]))
+		if err := os.Mkdir(dir, 0o755); err != nil {
 			return err
 		}
 		s.Dir = dir
