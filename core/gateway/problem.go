@@ -50,6 +50,7 @@ const (
 	CodeFenced        Code = "fenced"              // somebody else took over: begin again
 	CodeMissing       Code = "missing"             // send these again
 	CodeDamaged       Code = "damaged"             // these bytes are not what was written
+	CodeAbsent        Code = "absent"              // the repository does not hold this record
 	CodeTooManyTasks  Code = "too-many-tasks"      // wait for one of the own to end
 	CodeBusy          Code = "busy"                // repeat later
 	CodeUnavailable   Code = "unavailable"         // repeat later
@@ -114,6 +115,7 @@ var sentinelOf = map[Code]error{
 	CodeEnrolment: access.ErrEnrolment,
 	CodeFenced:    claim.ErrFenced,
 	CodeDamaged:   chunk.ErrDamaged,
+	CodeAbsent:    chunk.ErrAbsent,
 	CodeReadOnly:  ErrRepositoryReadOnly,
 }
 
@@ -250,6 +252,7 @@ var mappings = []mapping{
 	{code: CodeUnavailable, status: http.StatusServiceUnavailable, after: 2,
 		match:  func(err error) (any, bool) { _, ok := errors.AsType[*claim.HeldError](err); return nil, ok },
 		decode: func(json.RawMessage) error { return nil }},
+	sentinel(CodeAbsent, http.StatusNotFound, 0, chunk.ErrAbsent), // also a "not found", so it stands first
 	sentinel(CodeNotFound, http.StatusNotFound, 0, tenant.ErrNotFound),
 	sentinel(CodeExists, http.StatusConflict, 0, tenant.ErrExists),
 	sentinel(CodeChanged, http.StatusConflict, 0, tenant.ErrChanged),

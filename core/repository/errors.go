@@ -35,8 +35,10 @@ func (e *AbsentError) Error() string {
 	return fmt.Sprintf("%s %s is not in the repository", kindName(e.Kind), e.ID)
 }
 
-// Is makes it an ErrNotFound.
-func (e *AbsentError) Is(target error) bool { return target == ErrNotFound }
+// Is makes it an ErrNotFound, and what readers of records call it.
+func (e *AbsentError) Is(target error) bool {
+	return target == ErrNotFound || target == chunk.ErrAbsent
+}
 
 // DamagedError names a record of which no sound copy is left.
 type DamagedError struct {
