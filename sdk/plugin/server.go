@@ -27,9 +27,8 @@ type server struct {
 	log         *slog.Logger
 	data        *dataServer
 
-	mutex     sync.Mutex // guards the fields below
-	platform  sdk.Platform
-	abilities []sdk.Ability
+	mutex    sync.Mutex // guards platform
+	platform sdk.Platform
 }
 
 // newServer makes the server; dir is where its data socket will be.
