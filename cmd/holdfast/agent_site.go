@@ -36,7 +36,6 @@ type siteConfig struct {
 // site is an agent that was constructed, with what has to be closed after it.
 type site struct {
 	agent  *agent.Agent
-	dir    string
 	closes []func() error
 }
 
@@ -45,11 +44,11 @@ type site struct {
 const longestRunDir = 50
 
 // openSite constructs the agent of a data directory. Only one process has it.
-func openSite(ctx context.Context, c siteConfig, log *slog.Logger) (s *site, err error) {
+func openSite(ctx context.Context, c siteConfig, log *slog.Logger) (_ *site, err error) {
 	if err := os.MkdirAll(c.Data, 0o700); err != nil {
 		return nil, fmt.Errorf("make the agent's data directory: %w", err)
 	}
-	s = &site{dir: c.Data}
+	s := &site{}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.close())
@@ -100,6 +99,9 @@ func (s *site) close() error {
 func (c *siteConfig) complete(a *app) {
 	if c.Data == "" {
 		c.Data = a.dataDir("agent")
+	}
+	if abs, err := filepath.Abs(c.Data); err == nil { // plugins have another working directory
+		c.Data = abs
 	}
 	if c.Name == "" {
 		c.Name, _ = os.Hostname() // without one the site has no name, which is allowed

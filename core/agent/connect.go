@@ -16,9 +16,11 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/holdfast-dr/holdfast/core/access"
 	"github.com/holdfast-dr/holdfast/core/backup"
 	"github.com/holdfast-dr/holdfast/core/chunk"
 	"github.com/holdfast-dr/holdfast/core/gateway"
+	"github.com/holdfast-dr/holdfast/core/pki"
 	"github.com/holdfast-dr/holdfast/core/point"
 	"github.com/holdfast-dr/holdfast/core/tenant"
 )
@@ -115,15 +117,28 @@ func (a *Agent) Connect(ctx context.Context, req ConnectRequest) (ConnectionStat
 	if err != nil {
 		return ConnectionStatus{}, err
 	}
+	attempt := c.ID
 	c, err = a.Enrol(ctx, Enrolment{Connection: c, Token: strings.TrimSpace(req.Token), Request: request})
 	if err != nil {
-		return ConnectionStatus{}, fmt.Errorf("enrol with %s: %w", address, err)
+		err = fmt.Errorf("enrol with %s: %w", address, err)
+		if refused(err) { // not lost: there is nothing to come back to
+			err = errors.Join(err, a.Store.DeleteConnection(a.origin(ctx, "connect"), attempt))
+		}
+		return ConnectionStatus{}, err
 	}
 	if err := a.Store.PutConnection(a.origin(ctx, "connect"), c); err != nil {
 		return ConnectionStatus{}, err
 	}
 	a.Log.InfoContext(ctx, "connected to provider", "provider", c.Name, "address", c.Address, "tenant", c.TenantName)
 	return a.connectionStatus(ctx, c), nil
+}
+
+// refused says whether an enrolment failed for good, so that no certificate was
+// made for its key.
+func refused(err error) bool {
+	_, untrusted := errors.AsType[*pki.UntrustedError](err)
+	_, invalid := errors.AsType[*tenant.InvalidError](err)
+	return untrusted || invalid || errors.Is(err, access.ErrEnrolment)
 }
 
 func newKey() ([]byte, error) {
