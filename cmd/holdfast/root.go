@@ -188,7 +188,17 @@ connection that "holdfast login" saved, or of the local agent, through its socke
   holdfast token create --tenant Acme --site berlin  a one-time token with which an agent enrols`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
+		Args:          cobra.ArbitraryArgs, // an unknown command arrives here
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return cmd.Help()
+			}
+			hint := ""
+			if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+				hint = "; did you mean " + strings.Join(near, " or ") + "?"
+			}
+			return usagef(cmd, "unknown command %q%s", args[0], hint)
+		},
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			if a.output != "table" && a.output != "json" {
 				return usagef(cmd, "--output %q is unknown: table or json", a.output)

@@ -20,6 +20,7 @@ import (
 // huma makes its own refusals, of requests that do not fit an operation's
 // schema, through this function; they look like all others.
 func init() {
+	huma.DefaultArrayNullable = false // lists are empty, never null
 	huma.NewError = func(status int, message string, errs ...error) huma.StatusError {
 		p := gateway.NewProblem(status, codeOf(status), message)
 		for _, err := range errs {

@@ -50,7 +50,7 @@ func (r Row) allow(c access.Caller, param, query func(string) string) *gateway.P
 		return gateway.ProblemOf(fmt.Errorf("tenant %.80q: %w", in, tenant.ErrNotFound))
 	}
 	return gateway.NewProblem(http.StatusForbidden, gateway.CodeDenied,
-		fmt.Sprintf("the role %s (scope %s) may not do this; it needs %s", c.Role, levelName(c.Scope), r.describe())).
+		fmt.Sprintf("the role %s (scope %s) may not do this: it takes the %s level", c.Role, levelName(c.Scope), levelName(r.Need.Level))).
 		WithHint("sign in as somebody who may, or ask an administrator for the role")
 }
 

@@ -422,7 +422,7 @@ type AuditEntry struct {
 
 // AuditPage defines model for AuditPage.
 type AuditPage struct {
-	Items *[]AuditEntry `json:"items"`
+	Items []AuditEntry `json:"items"`
 
 	// Next Pass it as after to continue; absent at the end
 	Next *int64 `json:"next,omitempty"`
@@ -451,7 +451,7 @@ type Certificate struct {
 	// Imported Not issued by the provider's own CA
 	Imported bool      `json:"imported"`
 	Issuer   string    `json:"issuer"`
-	Names    *[]string `json:"names"`
+	Names    []string  `json:"names"`
 	NotAfter time.Time `json:"not_after"`
 
 	// Notice The same as a text to send to tenants over another channel
@@ -462,7 +462,7 @@ type Certificate struct {
 
 // CloudPage defines model for CloudPage.
 type CloudPage struct {
-	Items *[]CloudRepository `json:"items"`
+	Items []CloudRepository `json:"items"`
 
 	// Next Pass it as after to continue; absent at the end
 	Next *string `json:"next,omitempty"`
@@ -666,7 +666,7 @@ type Point struct {
 
 // PointPage defines model for PointPage.
 type PointPage struct {
-	Items *[]Point `json:"items"`
+	Items []Point `json:"items"`
 
 	// Next Pass it as after to continue; absent at the end
 	Next *string `json:"next,omitempty"`
@@ -763,7 +763,7 @@ type RunFailure struct {
 
 // RunPage defines model for RunPage.
 type RunPage struct {
-	Items *[]Run `json:"items"`
+	Items []Run `json:"items"`
 
 	// Next Pass it as before to continue; absent at the end
 	Next *string `json:"next,omitempty"`
@@ -852,10 +852,10 @@ type SiteConnectionStatus struct {
 	Name        string     `json:"name"`
 
 	// Problem Why it is not reachable, or why it refuses data
-	Problem      *string                `json:"problem,omitempty"`
-	Reachable    bool                   `json:"reachable"`
-	Repositories *[]SiteCloudRepository `json:"repositories"`
-	Tenant       string                 `json:"tenant"`
+	Problem      *string               `json:"problem,omitempty"`
+	Reachable    bool                  `json:"reachable"`
+	Repositories []SiteCloudRepository `json:"repositories"`
+	Tenant       string                `json:"tenant"`
 }
 
 // SiteDamagedExtent defines model for SiteDamagedExtent.
@@ -1106,11 +1106,11 @@ type SiteMachineResult struct {
 
 // SiteMachineStatus defines model for SiteMachineStatus.
 type SiteMachineStatus struct {
-	Cpus     int64              `json:"cpus"`
-	Disks    *[]SiteMachineDisk `json:"disks"`
-	Endpoint string             `json:"endpoint"`
-	Firmware string             `json:"firmware"`
-	Id       string             `json:"id"`
+	Cpus     int64             `json:"cpus"`
+	Disks    []SiteMachineDisk `json:"disks"`
+	Endpoint string            `json:"endpoint"`
+	Firmware string            `json:"firmware"`
+	Id       string            `json:"id"`
 
 	// Jobs Jobs that cover it
 	Jobs        *[]string `json:"jobs,omitempty"`
@@ -1181,8 +1181,8 @@ type SiteProbeFinding struct {
 
 // SiteProbeResult defines model for SiteProbeResult.
 type SiteProbeResult struct {
-	Findings *[]SiteProbeFinding `json:"findings"`
-	Product  string              `json:"product"`
+	Findings []SiteProbeFinding `json:"findings"`
+	Product  string             `json:"product"`
 }
 
 // SiteRestoreResult defines model for SiteRestoreResult.
@@ -1299,22 +1299,22 @@ type SiteSelection struct {
 
 // SiteStatus defines model for SiteStatus.
 type SiteStatus struct {
-	Advice    *[]string               `json:"advice,omitempty"`
-	Endpoints *[]SiteEndpointStatus   `json:"endpoints"`
-	Jobs      *[]SiteJobStatus        `json:"jobs"`
-	Keys      *[]SiteKeyStatus        `json:"keys"`
-	Name      string                  `json:"name"`
-	Providers *[]SiteConnectionStatus `json:"providers"`
-	Version   string                  `json:"version"`
+	Advice    *[]string              `json:"advice,omitempty"`
+	Endpoints []SiteEndpointStatus   `json:"endpoints"`
+	Jobs      []SiteJobStatus        `json:"jobs"`
+	Keys      []SiteKeyStatus        `json:"keys"`
+	Name      string                 `json:"name"`
+	Providers []SiteConnectionStatus `json:"providers"`
+	Version   string                 `json:"version"`
 }
 
 // SiteVerifyResult defines model for SiteVerifyResult.
 type SiteVerifyResult struct {
-	Chunks       int64                `json:"chunks"`
-	Damaged      *[]SiteDamagedExtent `json:"damaged"`
-	FetchedBytes int64                `json:"fetched_bytes"`
-	Point        string               `json:"point"`
-	Seconds      float64              `json:"seconds"`
+	Chunks       int64               `json:"chunks"`
+	Damaged      []SiteDamagedExtent `json:"damaged"`
+	FetchedBytes int64               `json:"fetched_bytes"`
+	Point        string              `json:"point"`
+	Seconds      float64             `json:"seconds"`
 }
 
 // Status defines model for Status.
@@ -1353,7 +1353,7 @@ type Tenant struct {
 
 // TenantPage defines model for TenantPage.
 type TenantPage struct {
-	Items *[]Tenant `json:"items"`
+	Items []Tenant `json:"items"`
 
 	// Next Pass it as after to continue; absent at the end
 	Next *string `json:"next,omitempty"`

@@ -1,0 +1,273 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/holdfast-dr/holdfast/core/client"
+)
+
+func tenantCommand(a *app) *cobra.Command {
+	return noun("tenant", "Who rents: create, list, change, disable, delete", "",
+		tenantCreateCommand(a), tenantListCommand(a), tenantShowCommand(a), tenantUpdateCommand(a),
+		tenantSwitchCommand(a, true), tenantSwitchCommand(a, false), tenantDeleteCommand(a), tenantAgentsCommand(a), tenantRevokeCommand(a))
+}
+
+func showTenant(a *app, t client.Tenant) error {
+	lease := "no end"
+	if t.LeaseEnd != nil {
+		lease = timeText(*t.LeaseEnd)
+	}
+	return show(a, t, field{"name", t.Name}, field{"id", t.Id}, field{"description", deref(t.Description)}, field{"enabled", yesNo(t.Enabled)},
+		field{"lease", lease}, field{"tasks", strconv.FormatInt(t.MaxTasks, 10)}, field{"created", timeText(t.Created)})
+}
+
+func tenantCreateCommand(a *app) *cobra.Command {
+	var description, leaseEnd string
+	var tasks int64
+	cmd := &cobra.Command{
+		Use:   "create NAME",
+		Short: "Create a tenant",
+		Example: `  holdfast tenant create Acme --lease-end 2028-12-31
+  holdfast cloud-repository create backups --tenant Acme --repository store-1 --quota 2TiB
+  holdfast token create --tenant Acme --site berlin`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.provider()
+			if err != nil {
+				return err
+			}
+			body := client.CreateTenantJSONRequestBody{Name: args[0], Description: given(description), MaxTasks: given(tasks)}
+			if leaseEnd != "" {
+				end, err := parseDate(leaseEnd)
+				if err != nil {
+					return usagef(cmd, "%v", err)
+				}
+				body.LeaseEnd = &end
+			}
+			t, err := read[client.Tenant](c.CreateTenant(cmd.Context(), &client.CreateTenantParams{IdempotencyKey: newKey()}, body))
+			if err != nil {
+				return err
+			}
+			return showTenant(a, t)
+		},
+	}
+	cmd.Flags().StringVar(&description, "description", "", "for the provider's people")
+	cmd.Flags().StringVar(&leaseEnd, "lease-end", "", "last day of the contract, YYYY-MM-DD (default no end)")
+	cmd.Flags().Int64Var(&tasks, "tasks", 0, "disks that move at the same time (default 2)")
+	return cmd
+}
+
+func tenantListCommand(a *app) *cobra.Command {
+	var text string
+	cmd := &cobra.Command{
+		Use:     "list",
+		Short:   "List tenants",
+		Example: "  holdfast tenant list\n  holdfast tenant list --text berlin -o json",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.provider()
+			if err != nil {
+				return err
+			}
+			all, err := allTenants(cmd.Context(), c, text)
+			if err != nil {
+				return err
+			}
+			return list(a, all,
+				column[client.Tenant]{title: "name", value: func(t client.Tenant) string { return t.Name }},
+				column[client.Tenant]{title: "state", value: tenantState},
+				column[client.Tenant]{title: "lease end", value: func(t client.Tenant) string { return timeText(timePointer(t.LeaseEnd)) }},
+				column[client.Tenant]{title: "tasks", value: func(t client.Tenant) string { return strconv.FormatInt(t.MaxTasks, 10) }, right: true},
+				column[client.Tenant]{title: "description", value: func(t client.Tenant) string { return deref(t.Description) }},
+				column[client.Tenant]{title: "id", value: func(t client.Tenant) string { return t.Id }})
+		},
+	}
+	cmd.Flags().StringVar(&text, "text", "", "part of the name or description")
+	return cmd
+}
+
+func tenantState(t client.Tenant) string {
+	switch {
+	case !t.Enabled:
+		return "disabled"
+	case t.LeaseEnd != nil && !time.Now().Before(*t.LeaseEnd):
+		return "lease ended"
+	}
+	return "active"
+}
+
+func tenantShowCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "show NAME", Short: "Show a tenant", Example: "  holdfast tenant show Acme", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeTenants,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.provider()
+			if err != nil {
+				return err
+			}
+			t, err := findTenant(cmd.Context(), c, args[0])
+			if err != nil {
+				return err
+			}
+			return showTenant(a, t)
+		},
+	}
+}
+
+func tenantUpdateCommand(a *app) *cobra.Command {
+	var name, description string
+	var tasks int64
+	cmd := &cobra.Command{
+		Use: "update NAME", Short: "Change a tenant's name, description or tasks",
+		Example: "  holdfast tenant update Acme --name 'Acme Ltd' --tasks 8", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeTenants,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.provider()
+			if err != nil {
+				return err
+			}
+			t, err := findTenant(cmd.Context(), c, args[0])
+			if err != nil {
+				return err
+			}
+			body := client.UpdateTenantJSONRequestBody{Version: t.Version, Name: given(name), MaxTasks: given(tasks)}
+			if cmd.Flags().Changed("description") {
+				body.Description = &description
+			}
+			if t, err = read[client.Tenant](c.UpdateTenant(cmd.Context(), t.Id, body)); err != nil {
+				return err
+			}
+			return showTenant(a, t)
+		},
+	}
+	cmd.Flags().StringVar(&name, "name", "", "new name")
+	cmd.Flags().StringVar(&description, "description", "", "for the provider's people")
+	cmd.Flags().Int64Var(&tasks, "tasks", 0, "disks that move at the same time")
+	cmd.MarkFlagsOneRequired("name", "description", "tasks")
+	return cmd
+}
+
+func tenantSwitchCommand(a *app, enable bool) *cobra.Command {
+	verb, short := "disable", "Shut a tenant out: connections are closed, data is kept"
+	if enable {
+		verb, short = "enable", "Let a disabled tenant in again"
+	}
+	return &cobra.Command{
+		Use: verb + " NAME", Short: short, Example: "  holdfast tenant " + verb + " Acme", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeTenants,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.provider()
+			if err != nil {
+				return err
+			}
+			t, err := findTenant(cmd.Context(), c, args[0])
+			if err != nil {
+				return err
+			}
+			if enable {
+				t, err = read[client.Tenant](c.EnableTenant(cmd.Context(), t.Id))
+			} else {
+				t, err = read[client.Tenant](c.DisableTenant(cmd.Context(), t.Id))
+			}
+			if err != nil {
+				return err
+			}
+			return showTenant(a, t)
+		},
+	}
+}
+
+func tenantDeleteCommand(a *app) *cobra.Command {
+	var backups, confirmed string
+	cmd := &cobra.Command{
+		Use: "delete NAME", Short: "Delete a tenant, for good",
+		Long: `Delete a tenant with its users, tokens and agents. It cannot be undone. While it has stored backups, say what becomes of
+them: --backups keep leaves the objects in the repository, --backups delete frees their space with the next collection.`,
+		Example: "  holdfast tenant delete Acme --backups keep --confirm Acme", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeTenants,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.provider()
+			if err != nil {
+				return err
+			}
+			t, err := findTenant(cmd.Context(), c, args[0])
+			if err != nil {
+				return err
+			}
+			if confirmed != t.Name {
+				if err := a.confirm(fmt.Sprintf("Tenant %s will be deleted with everything that belongs to it.", t.Name), t.Name, "--confirm "+t.Name); err != nil {
+					return err
+				}
+			}
+			params := &client.DeleteTenantParams{}
+			if backups != "" {
+				b := client.DeleteTenantParamsBackups(backups)
+				params.Backups = &b
+			}
+			if err := done(c.DeleteTenant(cmd.Context(), t.Id, params)); err != nil {
+				return err
+			}
+			a.say("tenant %s is deleted", t.Name)
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&backups, "backups", "", "what becomes of stored backups: keep or delete")
+	cmd.Flags().StringVar(&confirmed, "confirm", "", "the tenant's name again, for scripts")
+	return cmd
+}
+
+func tenantAgentsCommand(a *app) *cobra.Command {
+	var name string
+	cmd := &cobra.Command{
+		Use: "agents", Short: "List a tenant's agents", Example: "  holdfast tenant agents --tenant Acme", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.provider()
+			if err != nil {
+				return err
+			}
+			id, err := needScope(cmd, c, name)
+			if err != nil {
+				return err
+			}
+			all, err := read[[]client.SiteAgent](c.ListAgents(cmd.Context(), id))
+			if err != nil {
+				return err
+			}
+			type row = client.SiteAgent
+			return list(a, all,
+				column[row]{title: "site", value: func(g row) string { return g.Name }},
+				column[row]{title: "version", value: func(g row) string { return deref(g.Version) }},
+				column[row]{title: "last seen", value: func(g row) string { return timeText(timePointer(g.LastSeen)) }},
+				column[row]{title: "enrolled", value: func(g row) string { return timeText(g.Enrolled) }},
+				column[row]{title: "revoked", value: func(g row) string { return timeText(timePointer(g.Revoked)) }},
+				column[row]{title: "id", value: func(g row) string { return g.Id }})
+		},
+	}
+	a.tenantFlag(cmd, &name, "whose agents")
+	return cmd
+}
+
+func tenantRevokeCommand(a *app) *cobra.Command {
+	var name string
+	cmd := &cobra.Command{
+		Use: "revoke AGENT", Short: "Revoke an agent, for good: its site enrols again with a new token",
+		Example: "  holdfast tenant revoke 01a20ae5-76a9-70b5-927c-d0423543fde9 --tenant Acme", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.provider()
+			if err != nil {
+				return err
+			}
+			id, err := needScope(cmd, c, name)
+			if err != nil {
+				return err
+			}
+			g, err := read[client.SiteAgent](c.RevokeAgent(cmd.Context(), id, args[0]))
+			if err != nil {
+				return err
+			}
+			return show(a, g, field{"site", g.Name}, field{"id", g.Id}, field{"revoked", timeText(timePointer(g.Revoked))})
+		},
+	}
+	a.tenantFlag(cmd, &name, "whose agent")
+	return cmd
+}
