@@ -10,6 +10,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/google/uuid"
 
 	"github.com/holdfast-dr/holdfast/core/chunk"
@@ -38,6 +39,7 @@ const (
 // IndexOptions tune the index. The zero value works.
 type IndexOptions struct {
 	CacheBytes int64 // 0: DefaultIndexCache
+	InMemory   bool  // nothing is written, the directory is not used; for tests and for a look into a store
 }
 
 // DefaultIndexCache is what the index keeps in memory. Pebble's own default of
@@ -71,6 +73,9 @@ func openPebble(dir string, o IndexOptions) (*pebble.DB, error) {
 		FormatMajorVersion: pebble.FormatNewest,
 		MemTableSize:       16 << 20,
 		Logger:             quiet{},
+	}
+	if o.InMemory {
+		options.FS = vfs.NewMem()
 	}
 	for i := range options.Levels {
 		options.Levels[i].FilterPolicy = bloom.FilterPolicy(10)

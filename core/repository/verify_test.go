@@ -100,7 +100,7 @@ func TestOneFlippedByteAnywhereIsFoundWithoutKeys(t *testing.T) {
 // freshVerify verifies through an index and a catalogue of their own.
 func (s *site) freshVerify() repository.VerifyReport {
 	s.t.Helper()
-	index, err := repository.OpenIndex(s.t.TempDir(), repository.IndexOptions{CacheBytes: 1 << 20})
+	index, err := repository.OpenIndex("index", repository.IndexOptions{CacheBytes: 1 << 20, InMemory: true})
 	if err != nil {
 		s.t.Fatal(err)
 	}
