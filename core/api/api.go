@@ -123,6 +123,7 @@ type identifiedKey struct{}
 // serve wraps the operations: who calls, the request's id and origin, and
 // answers in problem form for paths that do not exist.
 func serve(mux *http.ServeMux, identify func(*http.Request) (access.Caller, error)) http.Handler {
+	known := newAnswers(time.Now)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		id := gateway.RequestID(r)
 		w.Header().Set(gateway.HeaderRequest, id)
@@ -138,7 +139,7 @@ func serve(mux *http.ServeMux, identify func(*http.Request) (access.Caller, erro
 		ctx = access.With(ctx, caller)
 		ctx = audit.With(ctx, audit.Origin{Actor: caller.Actor(), Name: caller.Name, Address: r.RemoteAddr, Request: id,
 			Reason: r.Header.Get("Holdfast-Reason")})
-		mux.ServeHTTP(w, r.WithContext(ctx))
+		known.serve(w, r.WithContext(ctx), caller, mux)
 	})
 }
 

@@ -2,6 +2,7 @@ package api
 
 import (
 	"fmt"
+	"maps"
 	"net/http"
 
 	"github.com/holdfast-dr/holdfast/core/access"
@@ -85,6 +86,9 @@ func (r Row) describe() string {
 
 // rows is the table of rights: every operation has a row, by its id.
 var rows = merge(providerRows, agentRows)
+
+// Rows is the table of rights, by operation, for tests and documents.
+func Rows() map[string]Row { return maps.Clone(rows) }
 
 // local is the row of every operation of the agent.
 var local = Row{Side: AgentSocket}
