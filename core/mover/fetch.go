@@ -340,22 +340,26 @@ func newGetter(from Repository, retry Retry, m *meter) *getter {
 
 // get calls visit for each id in order, with its plaintext, valid during the
 // call, or with what is wrong with it. Requests that fail on the way are
-// repeated for what is still to come.
+// repeated for what is still to come. After an error about a record the rest is
+// asked for one by one, for the Reader may have failed before it came to it.
 func (g *getter) get(ctx context.Context, ids []chunk.ID, visit func(i int, plain []byte, bad error) error) error {
-	next := 0
+	next, end := 0, len(ids)
 	for next < len(ids) {
-		err := g.retry.Do(ctx, func() error { return g.request(ctx, ids, &next, visit) })
+		err := g.retry.Do(ctx, func() error { return g.request(ctx, ids[:end], &next, visit) })
 		switch {
-		case err == nil && next < len(ids):
-			return fmt.Errorf("read %d chunks: the answer ends after %d", len(ids), next)
+		case err == nil && next < end:
+			return fmt.Errorf("read %d chunks: the answer ends after %d", end, next)
 		case err == nil:
-			return nil
 		case errors.As(err, new(final)) || !isBad(err) || ctx.Err() != nil:
-			return fmt.Errorf("read chunk %s: %w", ids[min(next, len(ids)-1)], err)
+			return fmt.Errorf("read chunk %s: %w", ids[min(next, end-1)], err)
+		case end-next == 1:
+			next++
+			if err := visit(next-1, nil, err); err != nil {
+				return err
+			}
 		}
-		next++
-		if err := visit(next-1, nil, err); err != nil {
-			return err
+		if err != nil || end < len(ids) {
+			end = min(next+1, len(ids))
 		}
 	}
 	return nil

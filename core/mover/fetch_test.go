@@ -233,3 +233,47 @@ func TestCutAnswersAreContinued(t *testing.T) {
 		}
 	})
 }
+
+// hasty fails before it emits what comes before the bad record.
+type hasty struct{ *movertest.Store }
+
+func (h hasty) Read(ctx context.Context, kind chunk.Kind, ids []chunk.ID, emit func(chunk.Record) error) error {
+	if err := h.Store.Read(ctx, kind, ids, func(chunk.Record) error { return nil }); err != nil {
+		return err
+	}
+	return h.Store.Read(ctx, kind, ids, emit)
+}
+
+func TestSoundChunksAreNotBlamedForABadOne(t *testing.T) {
+	s := newStand(t, 64*size)
+	s.fill(0, 64*size, -1)
+	sent, _ := s.send(mover.Disk{}, none)
+	bad := s.store.Names(chunk.KindData)[11]
+	s.store.Remove(chunk.KindData, bad)
+	from := mover.Repository{Reader: hasty{s.store}, Keys: s.keys}
+	var mutex sync.Mutex
+	var found []mover.Damage
+	stats, err := mover.Verify(t.Context(), s.tree(sent), from, func(d mover.Damage) error {
+		mutex.Lock()
+		defer mutex.Unlock()
+		found = append(found, d)
+		return nil
+	}, mover.Options{})
+	if err != nil || len(found) != 1 || found[0].ID != bad || stats.Chunks != 63 {
+		t.Errorf("Verify = %+v, %v; found %v, want %s alone", stats, err, found, bad)
+	}
+}
+
+func TestChunkOfAnotherLengthIsDamage(t *testing.T) {
+	s := newStand(t, 10*size+100)
+	s.fill(0, size, -1)
+	s.fill(10*size, 100, -2)
+	sent, _ := s.send(mover.Disk{}, none)
+	// The last chunk of a larger disk is a whole one: the same map does not fit.
+	tree := s.tree(sent)
+	tree.SizeBytes = 10*size + 101
+	w := movertest.NewDisk(tree.SizeBytes)
+	if _, err := mover.Fetch(t.Context(), tree, s.to(), w, mover.Options{}); !errors.Is(err, chunk.ErrDamaged) {
+		t.Errorf("Fetch = %v", err)
+	}
+}

@@ -339,20 +339,41 @@ func TestCancelledCopyEnds(t *testing.T) {
 	}
 }
 
-// gapped is a disk whose allocation map forgets a part.
-type gapped struct{ *movertest.Disk }
+// gapped is a disk whose allocation map is what somebody says.
+type gapped struct {
+	*movertest.Disk
+	says []sdk.Extent
+}
 
 func (g gapped) Extents(context.Context, int64, int64) iter.Seq2[sdk.Extent, error] {
-	return func(yield func(sdk.Extent, error) bool) {
-		_ = yield(sdk.Extent{Length: size}, nil) && yield(sdk.Extent{Offset: 2 * size, Length: g.Bytes - 2*size}, nil)
-	}
+	return changed(g.says...)(nil)
 }
 
 func TestAllocationMapWithAGapIsRefused(t *testing.T) {
 	s := newStand(t, 10*size)
-	_, _, err := mover.Send(t.Context(), mover.Disk{Reader: gapped{s.disk}, Geometry: s.geometry()}, s.to(), none)
-	if !errors.Is(err, sdk.ErrInvalid) {
-		t.Errorf("Send = %v, want %v", err, sdk.ErrInvalid)
+	for name, says := range map[string][]sdk.Extent{
+		"a gap":         {{Length: size}, {Offset: 2 * size, Length: 8 * size}},
+		"an early end":  {{Length: 9 * size}},
+		"nothing":       nil,
+		"an overlap":    {{Length: 2 * size}, {Offset: size, Length: 9 * size}},
+		"a late end":    {{Length: 11 * size}},
+		"a late start":  {{Offset: size, Length: 9 * size}},
+		"no end at all": {{Length: 5 * size}, {Offset: 5 * size}, {Offset: 5 * size, Length: 5 * size}},
+	} {
+		_, _, err := mover.Send(t.Context(), mover.Disk{Reader: gapped{s.disk, says}, Geometry: s.geometry()}, s.to(), none)
+		if !errors.Is(err, sdk.ErrInvalid) {
+			t.Errorf("%s: Send = %v, want %v", name, err, sdk.ErrInvalid)
+		}
+	}
+}
+
+func TestChangesOutsideTheDiskAreRefused(t *testing.T) {
+	s := newStand(t, 10*size)
+	for _, e := range []sdk.Extent{{Offset: -1, Length: 5}, {Offset: 5, Length: -1}, {Offset: 10*size - 1, Length: 2}, {Offset: 1 << 62, Length: 1 << 62}} {
+		_, _, err := mover.Send(t.Context(), mover.Disk{Reader: s.disk, Geometry: s.geometry(), Base: s.base(point.Disk{}), Changed: changed(e)}, s.to(), none)
+		if !errors.Is(err, sdk.ErrInvalid) {
+			t.Errorf("%+v: Send = %v, want %v", e, err, sdk.ErrInvalid)
+		}
 	}
 }
 
