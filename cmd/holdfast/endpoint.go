@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -44,7 +45,13 @@ Secrets come from files or standard input, never from the command line, where ev
 			if err != nil {
 				return err
 			}
-			if spec.Settings, err = a.settings(cmd, c, spec.Plugin, settings, set, setFile); err != nil {
+			var schema []setting
+			if len(set)+len(setFile) > 0 {
+				if schema, err = schemaOf(cmd.Context(), c, spec.Plugin); err != nil {
+					return err
+				}
+			}
+			if spec.Settings, err = a.settings(cmd, schema, settings, set, setFile); err != nil {
 				return err
 			}
 			e, err := read[agent.EndpointStatus](c.SiteAddEndpointWithBody(cmd.Context(), jsonType, content(spec)))
@@ -64,8 +71,17 @@ Secrets come from files or standard input, never from the command line, where ev
 	return cmd
 }
 
+// schemaOf asks for the settings that a plugin takes.
+func schemaOf(ctx context.Context, c *client.Client, name string) ([]setting, error) {
+	p, err := read[agent.PluginStatus](c.SiteDescribePlugin(ctx, name))
+	if err != nil {
+		return nil, withHint(err, "enable the plugin first: holdfast plugin enable %s", name)
+	}
+	return settingsOf(p)
+}
+
 // settings gathers an endpoint's settings: the file's, then the single ones.
-func (a *app) settings(cmd *cobra.Command, c *client.Client, plugin, file string, set, setFile []string) (json.RawMessage, error) {
+func (a *app) settings(cmd *cobra.Command, schema []setting, file string, set, setFile []string) (json.RawMessage, error) {
 	object := map[string]any{}
 	if file != "" {
 		b, err := a.readInput(file, maxSettings)
@@ -74,16 +90,6 @@ func (a *app) settings(cmd *cobra.Command, c *client.Client, plugin, file string
 		}
 		if err := json.Unmarshal(b, &object); err != nil || object == nil {
 			return nil, errors.Join(fmt.Errorf("settings in %s are not a JSON object", file), err)
-		}
-	}
-	var schema []setting
-	if len(set)+len(setFile) > 0 {
-		p, err := read[agent.PluginStatus](c.SiteDescribePlugin(cmd.Context(), plugin))
-		if err != nil {
-			return nil, withHint(err, "enable the plugin first: holdfast plugin enable %s", plugin)
-		}
-		if schema, err = settingsOf(p); err != nil {
-			return nil, err
 		}
 	}
 	put := func(pair string, value func(string) (string, error), fromFile bool) error {

@@ -8,13 +8,14 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast-dr/holdfast/core/agent"
+	"github.com/holdfast-dr/holdfast/sdk/plugin"
 )
 
 func pluginCommand(a *app) *cobra.Command {
 	return noun("plugin", "Programs that drive hypervisors",
 		`A plugin is a program holdfast-plugin-NAME beside this one, or in the agent's plugin directories. It runs only after it
 was enabled: that pins the checksum of the program as it is now, which is compared at every start.`,
-		pluginListCommand(a), pluginEnableCommand(a), pluginDisableCommand(a), pluginDescribeCommand(a))
+		pluginListCommand(a), pluginEnableCommand(a), pluginDisableCommand(a), pluginDescribeCommand(a), pluginVerifyCommand(a))
 }
 
 func pluginListCommand(a *app) *cobra.Command {
@@ -134,16 +135,8 @@ func pluginDescribeCommand(a *app) *cobra.Command {
 	}
 }
 
-// setting is one field of a plugin's schema, as far as commands need it.
-type setting struct {
-	Name     string    `json:"name"`
-	Type     string    `json:"type"`
-	Help     string    `json:"help"`
-	Required bool      `json:"required"`
-	Secret   bool      `json:"secret"`
-	Enum     []string  `json:"enum"`
-	Fields   []setting `json:"fields"`
-}
+// setting is one field of a plugin's schema.
+type setting = plugin.Field
 
 func settingType(s setting) string {
 	switch {
@@ -157,9 +150,7 @@ func settingType(s setting) string {
 
 // settingsOf reads a plugin's schema; fields of objects get dotted names.
 func settingsOf(p agent.PluginStatus) ([]setting, error) {
-	var schema struct {
-		Fields []setting `json:"fields"`
-	}
+	var schema plugin.Schema
 	if len(p.Config) > 0 {
 		if err := json.Unmarshal(p.Config, &schema); err != nil {
 			return nil, fmt.Errorf("read the settings of plugin %s: %w", p.Name, err)
