@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/xml"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -232,8 +233,8 @@ func (p *platform) lookDisk(ctx context.Context, dom libvirt.Domain, d diskXML) 
 	}
 	size, err := p.diskSize(ctx, dom, d)
 	if err != nil {
-		if is(err, libvirt.ErrNoDomain) {
-			return disk, err
+		if is(err, libvirt.ErrNoDomain) || errors.Is(err, sdk.ErrUnavailable) || ctx.Err() != nil {
+			return disk, err // it says nothing about the disk
 		}
 		if disk.Skip == "" {
 			disk.Skip = fmt.Sprintf("its image cannot be read: %v", err)

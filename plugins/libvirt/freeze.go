@@ -29,7 +29,7 @@ func (t *taking) beginFrozen(ctx context.Context, since map[sdk.DiskID]mark) (do
 	limit = min(limit, longestFreeze)
 	deadline := time.Now().Add(limit)
 	if err := t.p.setAgentPatience(ctx, t.dom, limit); err != nil {
-		t.note = fmt.Sprintf("File systems were not frozen: %v.", err)
+		remark(&t.still, "File systems were not frozen: %v.", err)
 		return false, nil
 	}
 	defer func() { _ = t.p.restoreAgentPatience(ctx, t.dom) }() // fails only if the machine is gone
@@ -40,7 +40,7 @@ func (t *taking) beginFrozen(ctx context.Context, since map[sdk.DiskID]mark) (do
 		t.ticket.frozen = true
 		err = t.start(ctx, since)
 	} else if err != nil {
-		t.note = fmt.Sprintf("File systems were not frozen: %v.", err)
+		remark(&t.still, "File systems were not frozen: %v.", err)
 	}
 	overran := !guard.Stop()
 	var thawing error
@@ -52,11 +52,11 @@ func (t *taking) beginFrozen(ctx context.Context, since map[sdk.DiskID]mark) (do
 	switch {
 	case !t.ticket.frozen && err != nil:
 		if thawing != nil {
-			t.note += fmt.Sprintf(" Nor did the agent confirm that they are thawed: %v.", thawing)
+			remark(&t.still, "Nor did the agent confirm that they are thawed: %v.", thawing)
 		}
 		return false, nil
 	case !t.ticket.frozen || err == nil && overran:
-		t.note = fmt.Sprintf("File systems were thawed before the snapshot, because freezing took longer than %v.", limit)
+		remark(&t.still, "File systems were thawed before the snapshot, because freezing took longer than %v.", limit)
 		if t.ticket.frozen {
 			err = t.p.end(ctx, t.dom, t.ticket.checkpoint(), nil, false)
 		}

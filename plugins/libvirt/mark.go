@@ -7,8 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"regexp"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/digitalocean/go-libvirt"
 
@@ -63,7 +66,16 @@ func (t ticket) description() string {
 	return fmt.Sprintf("Holdfast: base of the next backup; instance=%s epoch=%d op=%s", t.instance, t.epoch, t.op)
 }
 
-var descriptionText = regexp.MustCompile(`instance=([0-9a-f]{8}) epoch=([0-9]{1,20}) op=`)
+var descriptionText = regexp.MustCompile(`instance=([0-9a-f]{8}) epoch=([0-9]{1,20}) op=([A-Za-z0-9_-]{1,64})`)
+
+func parseDescription(text string) (ticket, bool) {
+	m := descriptionText.FindStringSubmatch(text)
+	if m == nil {
+		return ticket{}, false
+	}
+	epoch, err := strconv.ParseUint(m[2], 10, 64)
+	return ticket{instance: m[1], epoch: epoch, op: m[3]}, err == nil
+}
 
 func (t *taking) checkpointXML() checkpointXML {
 	c := checkpointXML{Name: t.ticket.checkpoint(), Description: t.ticket.description()}
@@ -105,25 +117,51 @@ func (p *platform) covered(ctx context.Context, dom libvirt.Domain, name string)
 	return disks, nil
 }
 
-// since are the marks of the request that still mean something.
-func (t *taking) since(ctx context.Context) map[sdk.DiskID]mark {
+// since are the marks of the request that still mean something. Why others do not goes into the note: the operator sees
+// at once why a run read everything.
+func (t *taking) since(ctx context.Context) (map[sdk.DiskID]mark, error) {
 	valid := make(map[sdk.DiskID]mark)
-	if !t.track {
-		return valid
-	}
-	for id, text := range t.req.Since {
-		m, err := parseMark(text)
-		d, known := t.live.disk(id)
-		size, chosen := t.sizes[id]
-		if err != nil || !known || !chosen || !d.tracks() ||
-			m.Disk != id || m.Image != d.where() || m.Serial != d.Serial || m.Size != size {
+	for _, id := range slices.Sorted(maps.Keys(t.req.Since)) {
+		if _, chosen := t.sizes[id]; !chosen {
 			continue
 		}
-		if covered, err := t.p.covered(ctx, t.dom, m.Checkpoint); err == nil && covered[id] {
-			valid[id] = m
+		m, why, err := t.validMark(ctx, id)
+		if err != nil {
+			return nil, fmt.Errorf("look at the mark of disk %s: %w", id, err)
 		}
+		if why != "" {
+			remark(&t.lost, "What changed on disk %s is not known: %s.", id, why)
+			continue
+		}
+		valid[id] = m
 	}
-	return valid
+	return valid, nil
+}
+
+func (t *taking) validMark(ctx context.Context, id sdk.DiskID) (m mark, why string, err error) {
+	d, _ := t.live.disk(id)
+	switch m, err = parseMark(t.req.Since[id]); {
+	case err != nil:
+		return m, "its mark is not one of libvirt", nil
+	case !t.track:
+		return m, "libvirt does not track changes of a machine that has snapshots", nil
+	case !d.tracks():
+		return m, "its format " + d.Driver.Type + " holds no record of changes", nil
+	case m.Disk != id || m.Image != d.where() || m.Serial != d.Serial:
+		return m, "its mark is one of another disk", nil
+	case m.Size != t.sizes[id]:
+		return m, fmt.Sprintf("it had %d bytes at its mark and has %d now", m.Size, t.sizes[id]), nil
+	}
+	covered, err := t.p.covered(ctx, t.dom, m.Checkpoint)
+	if err == nil && !covered[id] {
+		why = "checkpoint " + m.Checkpoint + " is gone"
+	}
+	return m, why, err
+}
+
+// remark adds a sentence.
+func remark(text *string, format string, args ...any) {
+	*text = strings.TrimSpace(*text + " " + fmt.Sprintf(format, args...))
 }
 
 // forget removes checkpoints whose bitmaps turned out to be broken: nothing will ever be read from them.
@@ -140,34 +178,13 @@ func (p *platform) checkEpoch(ctx context.Context, dom libvirt.Domain, j *job, o
 	if j != nil && j.ours(p.instance) {
 		highest = j.ticket.epoch
 	}
-	descriptions, err := ask(ctx, p.control, func(lv *libvirt.Libvirt) ([]string, error) {
-		list, _, err := lv.DomainListAllCheckpoints(dom, everything, 0)
-		if err != nil {
-			return nil, err
-		}
-		var texts []string
-		for _, c := range list {
-			text, err := lv.DomainCheckpointGetXMLDesc(c, uint32(libvirt.DomainCheckpointXMLNoDomain))
-			if err != nil {
-				return nil, err
-			}
-			texts = append(texts, text)
-		}
-		return texts, nil
-	})
-	if errors.Is(err, sdk.ErrUnsupported) {
-		return nil
-	}
+	known, err := p.checkpoints(ctx, dom)
 	if err != nil {
 		return err
 	}
-	for _, text := range descriptions {
-		m := descriptionText.FindStringSubmatch(text)
-		if m == nil || m[1] != p.instance {
-			continue
-		}
-		if epoch, err := strconv.ParseUint(m[2], 10, 64); err == nil {
-			highest = max(highest, epoch)
+	for _, made := range known {
+		if made.instance == p.instance {
+			highest = max(highest, made.epoch)
 		}
 	}
 	if op.Epoch < highest {
@@ -177,17 +194,27 @@ func (p *platform) checkEpoch(ctx context.Context, dom libvirt.Domain, j *job, o
 	return nil
 }
 
-// checkpoints are the names of a machine's checkpoints; none on a libvirt that knows of none.
-func (p *platform) checkpoints(ctx context.Context, dom libvirt.Domain) ([]string, error) {
-	names, err := ask(ctx, p.control, func(lv *libvirt.Libvirt) ([]string, error) {
+// checkpoints are those that Holdfast made of a machine, by name, and what their descriptions tell of the snapshots that
+// made them.
+func (p *platform) checkpoints(ctx context.Context, dom libvirt.Domain) (map[string]ticket, error) {
+	made, err := ask(ctx, p.control, func(lv *libvirt.Libvirt) (map[string]ticket, error) {
 		list, _, err := lv.DomainListAllCheckpoints(dom, everything, 0)
-		var names []string
-		for _, c := range list {
-			names = append(names, c.Name)
+		if err != nil {
+			return nil, err
 		}
-		return names, err
+		made := make(map[string]ticket)
+		for _, c := range list {
+			text, err := lv.DomainCheckpointGetXMLDesc(c, uint32(libvirt.DomainCheckpointXMLNoDomain))
+			if err != nil {
+				return nil, err
+			}
+			if t, ok := parseDescription(text); ok {
+				made[c.Name] = t
+			}
+		}
+		return made, nil
 	})
-	return names, ignore(err, sdk.ErrUnsupported)
+	return made, ignore(err, sdk.ErrUnsupported)
 }
 
 // Changed reads the bitmap of the snapshot's job.

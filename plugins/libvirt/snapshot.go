@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/digitalocean/go-libvirt"
@@ -134,7 +133,8 @@ type taking struct {
 	sizes   map[sdk.DiskID]int64
 	track   bool   // make a checkpoint
 	held    bool   // started paused for this
-	note    string // why less was achieved
+	still   string // why file systems were not frozen
+	lost    string // why changes are not known
 }
 
 func (t *taking) take(ctx context.Context) (snap sdk.Snapshot, err error) {
@@ -158,27 +158,38 @@ func (t *taking) take(ctx context.Context) (snap sdk.Snapshot, err error) {
 		return sdk.Snapshot{}, err
 	}
 	snap, err = t.p.reopen(ctx, t.dom, j, t.req)
-	if t.note != "" {
-		snap.Note = t.note
+	if t.still != "" {
+		snap.Note = t.still
+	}
+	if t.lost != "" {
+		remark(&snap.Note, "%s", t.lost)
 	}
 	return snap, err
 }
 
-// clear removes what an earlier attempt of this very operation left when QEMU died under it.
+// clear removes what an earlier attempt of this very operation, under this very claim, left when QEMU died under it.
+// Older claims' checkpoints may be marks that were kept, and so may those that the request names.
 func (t *taking) clear(ctx context.Context) error {
-	names, err := t.p.checkpoints(ctx, t.dom)
+	named := make(map[string]bool)
+	for _, text := range t.req.Since {
+		if m, err := parseMark(text); err == nil {
+			named[m.Checkpoint] = true
+		}
+	}
+	known, err := t.p.checkpoints(ctx, t.dom)
 	if err != nil {
 		return err
 	}
-	for _, name := range names {
-		if stamp, ok := strings.CutPrefix(name, checkpointPrefix+t.ticket.op+"-"); ok && !strings.Contains(stamp, "-") {
-			if err := t.p.end(ctx, t.dom, name, nil, false); err != nil {
-				return err
-			}
+	for name, made := range known {
+		if made.instance != t.ticket.instance || made.epoch != t.ticket.epoch || made.op != t.ticket.op || named[name] {
+			continue
 		}
-	}
-	if len(names) > 0 {
-		return t.hold(ctx) // ending may have let the machine go
+		if err := t.p.end(ctx, t.dom, name, nil, false); err != nil {
+			return err
+		}
+		if err := t.hold(ctx); err != nil { // ending let the machine go
+			return err
+		}
 	}
 	return nil
 }
@@ -287,27 +298,17 @@ func (p *platform) letGo(ctx context.Context, dom libvirt.Domain) error {
 	return err
 }
 
-// begin starts the job: as asked, then without freezing if that took too long, then without marks if they are broken.
+// begin starts the job: as asked, and without marks if they are broken.
 func (t *taking) begin(ctx context.Context) (*job, error) {
-	since := t.since(ctx)
-	asked := t.req.Quiesce == sdk.QuiesceFileSystem || t.req.Quiesce == sdk.QuiesceApplication
-	if asked && t.machine.State == sdk.StateRunning {
-		if !t.live.agent() {
-			t.note = "No guest agent answers, so file systems were not frozen."
-		} else {
-			done, err := t.beginFrozen(ctx, since)
-			if err == nil && done {
-				return t.p.currentJob(ctx, t.dom)
-			}
-			if err != nil && !errors.Is(err, sdk.ErrMarkLost) {
-				return nil, err
-			}
-		}
+	since, err := t.since(ctx)
+	if err != nil {
+		return nil, err
 	}
-	err := t.start(ctx, since)
+	err = t.attempt(ctx, since)
 	if errors.Is(err, sdk.ErrMarkLost) && len(since) > 0 {
+		remark(&t.lost, "What changed is not known: %v.", err)
 		t.forget(ctx, since)
-		err = t.start(ctx, nil)
+		err = t.attempt(ctx, nil)
 	}
 	if err != nil {
 		return nil, err
@@ -317,6 +318,17 @@ func (t *taking) begin(ctx context.Context) (*job, error) {
 		err = sdk.Errorf(sdk.ErrUnavailable, sdk.FaultBackend, "the backup ended as soon as it had begun")
 	}
 	return j, err
+}
+
+// attempt starts the job frozen, if that is asked and succeeds, and unfrozen otherwise.
+func (t *taking) attempt(ctx context.Context, since map[sdk.DiskID]mark) error {
+	asked := t.req.Quiesce == sdk.QuiesceFileSystem || t.req.Quiesce == sdk.QuiesceApplication
+	if asked && t.machine.State == sdk.StateRunning && t.live.agent() && t.still == "" {
+		if done, err := t.beginFrozen(ctx, since); done || err != nil {
+			return err
+		}
+	}
+	return t.start(ctx, since)
 }
 
 // start begins the job.

@@ -45,6 +45,9 @@ func TestLostBitmap(t *testing.T) {
 				}
 			}
 		}
+		if !strings.Contains(snap.Note, "bitmap") {
+			t.Errorf("saved %v: the note %q does not say why", saved, snap.Note)
+		}
 		if len(snap.Marks) != 2 {
 			t.Errorf("saved %v: new marks %v", saved, snap.Marks)
 		}
