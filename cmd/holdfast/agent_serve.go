@@ -77,6 +77,7 @@ Keys of the file:
 
 // serveSite runs the agent until ctx ends, then lets it stop in good order.
 func (a *app) serveSite(ctx context.Context, config siteConfig, log *slog.Logger) (err error) {
+	a.boundGarbage()
 	s, err := openSite(ctx, config, log)
 	if err != nil {
 		return err

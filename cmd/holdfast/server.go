@@ -229,6 +229,7 @@ func (c serverConfig) password(a *app) (string, error) {
 
 // runServer is the life of the server.
 func (a *app) runServer(ctx context.Context, c serverConfig) error {
+	a.boundGarbage()
 	log, err := c.Log.logger(a.err)
 	if err != nil {
 		return err

@@ -205,6 +205,9 @@ func (b *backingUp) backupMachine(ctx context.Context, e host.Endpoint, p sdk.Pl
 		return result, err
 	}
 	result.MachineID = string(known.ID)
+	if known.Epoch, err = b.agent.nextEpoch(ctx, e.ID, m.ID); err != nil {
+		return result, err
+	}
 	id := b.pointID(m.ID)
 	if done, err := b.alreadyCommitted(ctx, id, known); err != nil || done {
 		result.State, result.Point = job.Succeeded, id
@@ -213,7 +216,7 @@ func (b *backingUp) backupMachine(ctx context.Context, e host.Endpoint, p sdk.Pl
 	compare := known.Runs >= compareRuns || !known.Compared.IsZero() && b.agent.now().Sub(known.Compared) >= compareDays*24*time.Hour
 	made, err := backup.Run(ctx, backup.Request{
 		Platform: p, PlatformName: e.Plugin, Endpoint: e.Name, Source: m.ID,
-		Op:           sdk.Op{ID: b.exec.Run().ID + "/" + string(m.ID), Epoch: uint64(held.Epoch())},
+		Op:           sdk.Op{ID: b.exec.Run().ID + "/" + string(m.ID), Epoch: known.Epoch},
 		RepositoryID: b.job.Repository, Repository: &resumable{Repository: b.store.repository, agent: b.agent, machine: &known, run: ctx}, Keys: b.keys,
 		Machine: known.ID, Owner: b.agent.Name, Point: id, Remembered: known.Remembered, Held: known.Held,
 		ChunkSize: b.store.info.ChunkSize, FanOut: b.store.info.FanOut,

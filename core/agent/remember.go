@@ -42,6 +42,33 @@ func (a *Agent) remembered(ctx context.Context, m Machine, older func(context.Co
 	return m, a.Store.PutMachine(ctx, m)
 }
 
+// nextEpoch is a fencing number above all that the machine's back-end has seen
+// from this site. The claim alone would not do: a site that lost its database
+// counts claims from one again, while the back-end remembers. So the number is
+// the time, and never less than what was used before, should the clock go back.
+// The caller holds the machine's claim.
+func (a *Agent) nextEpoch(ctx context.Context, endpoint string, machine sdk.MachineID) (uint64, error) {
+	all, err := a.Store.Machines(ctx)
+	if err != nil {
+		return 0, err
+	}
+	epoch := uint64(a.now().UnixMicro())
+	var ours []Machine
+	for _, m := range all {
+		if m.EndpointID == endpoint && m.Machine == machine {
+			ours = append(ours, m)
+			epoch = max(epoch, m.Epoch+1)
+		}
+	}
+	for _, m := range ours {
+		m.Epoch = epoch
+		if err := a.Store.PutMachine(ctx, m); err != nil {
+			return 0, fmt.Errorf("remember the epoch of machine %s: %w", m.Name, err)
+		}
+	}
+	return epoch, nil
+}
+
 // sameMachine says whether a point is of this machine: the back-end's id is
 // unique at its endpoint, and the machine's UUID anywhere.
 func sameMachine(m point.Manifest, known Machine) bool {

@@ -152,12 +152,12 @@ func (a *Agent) restoreMachine(ctx context.Context, x *job.Execution) error {
 		var replace sdk.MachineID
 		epoch := uint64(0)
 		if req.Replace != "" {
-			ctx2, held, id, err := a.takeOver(ctx, x, platform, endpoint.ID, req.Replace)
+			claimed, held, err := a.takeOver(ctx, x, platform, endpoint.ID, req.Replace)
 			if err != nil {
 				return err
 			}
 			defer held.Release() // an unreleased claim expires
-			ctx, replace, epoch = ctx2, id, uint64(held.Epoch())
+			ctx, replace, epoch = claimed, held.machine, held.epoch
 		}
 		res, err := restore.Machine(ctx, restore.MachineRequest{
 			Platform: platform, PlatformName: endpoint.Plugin, Op: sdk.Op{ID: x.Run().ID, Epoch: epoch}, Point: p.point,
@@ -177,40 +177,60 @@ func (a *Agent) restoreMachine(ctx context.Context, x *job.Execution) error {
 	return nil
 }
 
+// taken is a machine that is off and held.
+type taken struct {
+	*claim.Held
+	machine sdk.MachineID
+	epoch   uint64
+}
+
 // takeOver stops a machine that is to be restored over, under its claim, so
 // that no backup of it begins meanwhile.
-func (a *Agent) takeOver(ctx context.Context, x *job.Execution, p sdk.Platform, endpoint, name string) (context.Context, *claim.Held, sdk.MachineID, error) {
+func (a *Agent) takeOver(ctx context.Context, x *job.Execution, p sdk.Platform, endpoint, name string) (context.Context, *taken, error) {
 	var found []sdk.MachineID
 	for m, err := range p.Machines(ctx) {
 		if err != nil {
-			return nil, nil, "", fmt.Errorf("look for machine %q: %w", name, err)
+			return nil, nil, fmt.Errorf("look for machine %q: %w", name, err)
 		}
 		if m.Name == name {
 			found = append(found, m.ID)
 		}
 	}
 	if len(found) != 1 {
-		return nil, nil, "", fmt.Errorf("machine %q to restore over: %d have this name: %w", name, len(found), tenant.ErrNotFound)
+		return nil, nil, fmt.Errorf("machine %q to restore over: %d have this name: %w", name, len(found), tenant.ErrNotFound)
 	}
 	ctx, held, err := claim.Hold(ctx, a.Claims, claim.Resource("machine/"+endpoint+"/"+string(found[0])), a.holder(), 0)
 	if err != nil {
-		return nil, nil, "", fmt.Errorf("take the turn of machine %q: %w", name, err)
+		return nil, nil, fmt.Errorf("take the turn of machine %q: %w", name, err)
 	}
+	t := &taken{Held: held, machine: found[0]}
+	if t.epoch, err = a.nextEpoch(ctx, endpoint, t.machine); err == nil {
+		err = a.stop(ctx, x, p, t, name)
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, held.Release())
+	}
+	return ctx, t, nil
+}
+
+// stop powers the machine off. Where the platform cannot, its target refuses a
+// machine that runs.
+func (a *Agent) stop(ctx context.Context, x *job.Execution, p sdk.Platform, t *taken, name string) error {
 	power, ok := sdk.As[sdk.Power](p)
 	if !ok {
-		return ctx, held, found[0], nil // the target refuses a machine that runs
+		return nil
 	}
 	x.Report(job.Progress{Phase: "stopping " + name, Time: a.now()})
-	op := sdk.Op{ID: x.Run().ID + "/stop", Epoch: uint64(held.Epoch())}
+	op := sdk.Op{ID: x.Run().ID + "/stop", Epoch: t.epoch}
 	for {
-		err := power.Stop(ctx, op, found[0], stopGrace)
+		err := power.Stop(ctx, op, t.machine, stopGrace)
 		if errors.Is(err, sdk.ErrPending) && pause(ctx, pendingWait, nil) {
 			continue
 		}
 		if err != nil {
-			return nil, nil, "", errors.Join(fmt.Errorf("stop machine %q: %w", name, err), held.Release())
+			return fmt.Errorf("stop machine %q: %w", name, err)
 		}
-		return ctx, held, found[0], nil
+		return nil
 	}
 }
 

@@ -103,7 +103,9 @@ type Machine struct {
 	// Session is the upload that a run left open when it broke off, "" for none.
 	Session string
 	// Held is what the source may still keep for us; see backup.Request.
-	Held     []backup.HeldMark
+	Held []backup.HeldMark
+	// Epoch is the highest that we have shown the machine's back-end.
+	Epoch    uint64
 	Compared time.Time // when everything was last compared
 	Runs     int       // runs since then
 }

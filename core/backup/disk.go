@@ -204,7 +204,7 @@ func (r *run) options(i int) mover.Options {
 }
 
 const (
-	defaultMemory      = 48 << 20
+	defaultMemory      = 36 << 20
 	defaultConnections = 4
 )
 

@@ -265,12 +265,12 @@ func (s site) SetNext(ctx context.Context, id string, next time.Time) error {
 	})
 }
 
-const siteMachineColumns = "id, keyring, repository, endpoint_id, machine, name, remembered, session, held, compared, runs"
+const siteMachineColumns = "id, keyring, repository, endpoint_id, machine, name, remembered, session, held, epoch, compared, runs"
 
 func scanSiteMachine(row scanner) (m agent.Machine, err error) {
 	var remembered, held string
 	var compared int64
-	if err = row.Scan(&m.ID, &m.Keyring, &m.Repository, &m.EndpointID, &m.Machine, &m.Name, &remembered, &m.Session, &held, &compared, &m.Runs); err != nil {
+	if err = row.Scan(&m.ID, &m.Keyring, &m.Repository, &m.EndpointID, &m.Machine, &m.Name, &remembered, &m.Session, &held, &m.Epoch, &compared, &m.Runs); err != nil {
 		return m, err
 	}
 	m.Compared = moment(compared)
@@ -305,12 +305,12 @@ func (s site) PutMachine(ctx context.Context, m agent.Machine) error {
 	}
 	return s.db.write(ctx, func(t *tx) error {
 		_, err := t.exec(ctx, `INSERT INTO site_machines
-			(id, keyring, repository, endpoint_id, machine, name, remembered, session, held, compared, runs)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+			(id, keyring, repository, endpoint_id, machine, name, remembered, session, held, epoch, compared, runs)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
 			ON CONFLICT (repository, keyring, id) DO UPDATE SET endpoint_id = excluded.endpoint_id, machine = excluded.machine,
-			name = excluded.name, remembered = excluded.remembered, session = excluded.session, held = excluded.held, compared = excluded.compared,
+			name = excluded.name, remembered = excluded.remembered, session = excluded.session, held = excluded.held, epoch = excluded.epoch, compared = excluded.compared,
 			runs = excluded.runs`,
-			string(m.ID), m.Keyring, m.Repository, m.EndpointID, string(m.Machine), m.Name, string(remembered), m.Session, string(held),
+			string(m.ID), m.Keyring, m.Repository, m.EndpointID, string(m.Machine), m.Name, string(remembered), m.Session, string(held), int64(m.Epoch),
 			micros(m.Compared), int64(m.Runs))
 		if err != nil {
 			return fmt.Errorf("store machine %q: %w", m.Name, err)

@@ -45,7 +45,7 @@ func Build(ctx context.Context, dir string, env []string, plugins ...string) err
 		if strings.HasPrefix(p, "./plugins/") {
 			name = "holdfast-plugin-" + name
 		}
-		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", filepath.Join(dir, name), p)
+		cmd := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(dir, name), p)
 		cmd.Dir, cmd.Env = root, append(os.Environ(), env...)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("build %s: %w\n%s", p, err, out)

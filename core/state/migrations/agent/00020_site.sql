@@ -58,6 +58,7 @@ CREATE TABLE site_machines (
     remembered  TEXT   NOT NULL, -- points, newest first
     session     TEXT   NOT NULL, -- an upload that broke off, or empty
     held        TEXT   NOT NULL, -- marks that the source may still keep for us
+    epoch       BIGINT NOT NULL, -- the highest that the back-end was shown
     compared    BIGINT NOT NULL,
     runs        BIGINT NOT NULL,
     PRIMARY KEY (repository, keyring, id)
