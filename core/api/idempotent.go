@@ -62,6 +62,7 @@ func (a *answers) serve(w http.ResponseWriter, r *http.Request, c access.Caller,
 	}
 	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout))
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // or it would end a long handler
 	if err != nil {
 		p := gateway.NewProblem(http.StatusRequestTimeout, gateway.CodeUnavailable, "the body of the request did not arrive")
 		if _, large := errors.AsType[*http.MaxBytesError](err); large {

@@ -458,6 +458,7 @@ func (s *Server) records(q *request) error {
 	filled, ended := 0, false
 	for !ended {
 		n, err := readFull(body, (*buffer)[filled:])
+		s.bodyDone(q) // the store may take its time
 		filled += n
 		if err != nil && !errors.Is(err, errEnded) {
 			return bodyError(err)
@@ -481,7 +482,6 @@ func (s *Server) records(q *request) error {
 	if filled > 0 {
 		return errCut
 	}
-	s.bodyDone(q)
 	q.took = max(q.took, time.Microsecond)
 	return q.nothing()
 }

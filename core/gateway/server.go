@@ -298,7 +298,9 @@ func (s *Server) route(r route) http.Handler {
 		defer cancel()
 		control := http.NewResponseController(w)
 		_ = control.SetWriteDeadline(time.Now().Add(limit + pieceTimeout))
-		_ = control.SetReadDeadline(time.Now().Add(pieceTimeout))
+		if hr.ContentLength != 0 {
+			_ = control.SetReadDeadline(time.Now().Add(pieceTimeout)) // bodyDone lifts it
+		}
 		q := &request{Request: hr.WithContext(ctx), w: w, id: hr.Header.Get(HeaderRequest), start: time.Now()}
 		err := s.serve(r, q)
 		if err != nil {
