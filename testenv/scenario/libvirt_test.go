@@ -1,0 +1,215 @@
+package scenario
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/holdfast-dr/holdfast/testenv"
+	"github.com/holdfast-dr/holdfast/testenv/guest"
+	"github.com/holdfast-dr/holdfast/testenv/site"
+	"github.com/holdfast-dr/holdfast/testenv/stack"
+)
+
+// remoteSite is a libvirt host in a network namespace of its own, reached over
+// TLS only, with a guest that has two disks and an agent.
+func remoteSite(t *testing.T) (*site.Site, site.Guest) {
+	t.Helper()
+	testenv.Need(t, site.Tools...)
+	testenv.NeedRoot(t)
+	ctx := t.Context()
+	s, err := site.Start(ctx, site.Options{Remote: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	image, err := guest.Build(ctx, guest.Options{Agent: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := s.Define(ctx, site.Spec{Name: "web", Image: image, Network: site.Production, Tags: []string{"gold"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	return s, g
+}
+
+// newRemoteLab is a lab whose endpoint is a remote site.
+func newRemoteLab(t *testing.T, s *site.Site) *lab {
+	t.Helper()
+	l := newLab(t, stack.Options{})
+	settings, err := json.Marshal(map[string]string{"uri": s.TLSURI, "ca": string(s.PKI.CA), "cert": string(s.PKI.ClientCert),
+		"key": string(s.PKI.ClientKey), "nbd_tls_dir": s.NBDCertificates(), "scratch_dir": s.Scratch()})
+	l.must(err)
+	file := filepath.Join(l.dir, "settings.json")
+	l.must(os.WriteFile(file, settings, 0o600))
+	l.do("plugin", "enable", "libvirt")
+	l.do("endpoint", "add", "host", "--plugin", "libvirt", "--settings", file)
+	l.must(os.Remove(file))
+	return l
+}
+
+// used is what the provider charges the tenant for.
+func (l *lab) used() int64 {
+	l.t.Helper()
+	var repositories []struct {
+		UsedBytes int64 `json:"used_bytes"`
+	}
+	l.must(l.ProviderJSON(l.t.Context(), &repositories, "cloud-repository", "list"))
+	if len(repositories) != 1 {
+		l.t.Fatalf("cloud repositories: %+v", repositories)
+	}
+	return repositories[0].UsedBytes
+}
+
+func (l *lab) console(g site.Guest, command string) string {
+	l.t.Helper()
+	out, err := g.Run(l.t.Context(), command)
+	l.must(err)
+	return strings.TrimSpace(out)
+}
+
+func (l *lab) sequence(path string) int64 {
+	l.t.Helper()
+	f, err := os.Open(path)
+	l.must(err)
+	defer f.Close()
+	n, err := guest.Sequence(f)
+	l.must(err)
+	return n
+}
+
+// ours filters what the current mark needs at the hypervisor: one checkpoint,
+// and one bitmap in each disk.
+func ours(list []string) (marks, others []string) {
+	for _, entry := range list {
+		if (strings.HasPrefix(entry, "checkpoint ") || strings.HasPrefix(entry, "bitmap ")) && strings.Contains(entry, "holdfast-") {
+			marks = append(marks, entry)
+		} else {
+			others = append(others, entry)
+		}
+	}
+	return marks, others
+}
+
+func TestRealMachineThroughEveryLayer(t *testing.T) {
+	s, g := remoteSite(t)
+	l := newRemoteLab(t, s)
+	ctx := t.Context()
+	l.do("job", "create", "nightly", "--endpoint", "host", "--repository", "backups", "--tag", "gold")
+	before, err := g.Leftovers(ctx)
+	l.must(err)
+
+	l.console(g, "counter on")
+	first := l.backup("nightly").Machines[0]
+	if first.Kind != "full" || first.ReadBytes < 10*mib || first.ReadBytes > first.SizeBytes {
+		t.Errorf("full: %+v", first)
+	}
+	if used := l.used(); used < first.StoredBytes*9/10 || used > first.StoredBytes {
+		t.Errorf("the agent sent %d bytes and the provider charges %d", first.StoredBytes, used)
+	}
+	l.console(g, "counter off")
+	l.console(g, "echo 'the second state' >/data/note; dd if=/dev/urandom of=/data/blob bs=1M count=3 2>/dev/null; sync")
+	sum := l.console(g, "md5sum /data/blob")
+	usedBefore := l.used()
+	second := l.backup("nightly").Machines[0]
+	// 3 MiB were written; reading is in whole chunks, plus the audit's samples.
+	if second.Kind != "incremental" || second.ReadBytes < 3*mib || second.ReadBytes >= first.ReadBytes {
+		t.Errorf("incremental: %+v", second)
+	}
+	if grown := l.used() - usedBefore; grown < 3*mib || grown > second.StoredBytes || second.StoredBytes > 8*mib {
+		t.Errorf("incremental: %d bytes sent, the provider charges %d more", second.StoredBytes, grown)
+	}
+
+	after, err := g.Leftovers(ctx)
+	l.must(err)
+	marks, others := ours(after)
+	if !slices.Equal(others, before) || len(marks) != 3 {
+		t.Errorf("left at the hypervisor: %v besides the marks %v; before: %v", others, marks, before)
+	}
+
+	// All disks of a point show one moment: the counter writes vda, then vdb.
+	for _, point := range []string{first.Point, second.Point} {
+		a, b := l.sequence(l.restoreDisk(point, "vda", "raw")), l.sequence(l.restoreDisk(point, "vdb", "raw"))
+		if a == 0 || a != b && a != b+1 {
+			t.Errorf("point %s: the counter is %d on vda and %d on vdb", point, a, b)
+		}
+	}
+	for _, format := range []string{"qcow2", "vmdk"} {
+		path := l.restoreDisk(second.Point, "vda", format)
+		if out, err := exec.CommandContext(ctx, "qemu-img", "check", path).CombinedOutput(); err != nil {
+			t.Errorf("qemu-img check of the %s: %v\n%s", format, err, out)
+		}
+	}
+
+	// Restored over the original, which runs, at the first point: the note is
+	// not there yet, and the machine is the same one.
+	uuid, err := s.Virsh(ctx, "domuuid", "web")
+	l.must(err)
+	l.do("restore", "machine", first.Point, "--endpoint", "host", "--replace", "web", "--wait")
+	if same, err := s.Virsh(ctx, "domuuid", "web"); err != nil || same != uuid {
+		t.Errorf("restored over the original: UUID %q %v, was %q", same, err, uuid)
+	}
+	l.must(g.Start(ctx))
+	if note := l.console(g, "cat /data/note 2>/dev/null || echo none"); note != "none" {
+		t.Errorf("the first point's machine has the note %q", note)
+	}
+	l.must(g.Remove(ctx))
+
+	// And as a new machine, which boots and shows the second state.
+	l.do("restore", "machine", second.Point, "--endpoint", "host", "--name", "risen", "--start", "--wait")
+	risen := s.Guest("risen")
+	l.must(risen.WaitReady(ctx))
+	if note := l.console(risen, "cat /data/note"); note != "the second state" {
+		t.Errorf("the restored machine's note: %q", note)
+	}
+	if got := l.console(risen, "md5sum /data/blob"); got != sum {
+		t.Errorf("the restored machine's file: %q, want %q", got, sum)
+	}
+	if other, err := s.Virsh(ctx, "domuuid", "risen"); err != nil || other == uuid {
+		t.Errorf("a new machine has the UUID of the old one: %q %v", other, err)
+	}
+}
+
+// A bitmap that somebody removed is noticed: everything is compared, the run
+// says so, and the next run is incremental again.
+func TestLostBitmapMeansCompareAndIsSaid(t *testing.T) {
+	s, g := remoteSite(t)
+	l := newRemoteLab(t, s)
+	l.do("job", "create", "nightly", "--endpoint", "host", "--repository", "backups", "--machine", "web")
+	l.backup("nightly")
+	list, err := g.Leftovers(t.Context())
+	l.must(err)
+	for _, entry := range list {
+		if name, ok := strings.CutPrefix(entry, "checkpoint "); ok {
+			_, err := s.Virsh(t.Context(), "checkpoint-delete", "web", name)
+			l.must(err)
+		}
+	}
+	l.console(g, "echo changed >/data/note; sync")
+	var compared run
+	l.must(l.JSON(t.Context(), &compared, "job", "run", "nightly", "--wait"))
+	if compared.State != "warned" || compared.Machines[0].Kind != "compare" || !strings.Contains(strings.Join(compared.Machines[0].Warnings, " "), "compared") {
+		t.Errorf("after the bitmap was lost: %+v", compared)
+	}
+	if compared.Machines[0].StoredBytes > 8*mib {
+		t.Errorf("comparing sent %d bytes, though nearly nothing changed", compared.Machines[0].StoredBytes)
+	}
+	if next := l.backup("nightly").Machines[0]; next.Kind != "incremental" {
+		t.Errorf("the run after that: %+v", next)
+	}
+	deadline := time.Now().Add(time.Minute)
+	l.must(l.Agent.Stop(time.Until(deadline)))
+}
