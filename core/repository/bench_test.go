@@ -1,6 +1,7 @@
 package repository_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -133,14 +134,14 @@ func BenchmarkRestore(b *testing.B) {
 	}
 }
 
-// BenchmarkSettle walks the map of a disk of 32 GiB, as forget and collect do.
+// BenchmarkSettle walks the map of a disk of 8 GiB, as forget and collect do.
 func BenchmarkSettle(b *testing.B) {
 	ctx, repo, id := stage(b)
-	fill(ctx, b, repo, id, 128<<10, randomBody(chunk.Size)[:chunk.Size])
+	fill(ctx, b, repo, id, 32<<10, bytes.Repeat([]byte("a"), chunk.Size))
 	for b.Loop() {
 		if err := repo.Forget(ctx); err != nil {
 			b.Fatal(err)
 		}
 	}
-	b.ReportMetric(float64(128<<10*b.N)/b.Elapsed().Seconds(), "chunks/s")
+	b.ReportMetric(float64(32<<10*b.N)/b.Elapsed().Seconds(), "chunks/s")
 }

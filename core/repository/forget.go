@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/holdfast-dr/holdfast/core/audit"
 	"github.com/holdfast-dr/holdfast/core/blob"
@@ -12,9 +13,16 @@ import (
 	"github.com/holdfast-dr/holdfast/core/tenant"
 )
 
-// Forget puts points into the bin and settles what the others take. Each
-// tombstone is synced before the point's transaction, so that an import does not
-// bring a deleted point back. A point that is in the bin already is no error.
+// settleWait is how long Forget waits for the books to be settled. A walk sees
+// some 150,000 chunks a second, so those of a large repository go on by
+// themselves.
+const settleWait = 5 * time.Second
+
+// Forget puts points into the bin. Each tombstone is synced before the point's
+// transaction, so that an import does not bring a deleted point back. A point
+// that is in the bin already is no error. What the points took alone is given
+// back to the quota, on a small repository before Forget returns, else soon
+// after; forgetting many points at once costs one walk.
 func (r *Repository) Forget(ctx context.Context, ids ...point.ID) error {
 	if err := r.Writable(); err != nil {
 		return err
@@ -28,12 +36,65 @@ func (r *Repository) Forget(ctx context.Context, ids ...point.ID) error {
 			return fmt.Errorf("forget point %.80s: %w", id, err)
 		}
 	}
-	if _, err := r.walk(ctx); err != nil {
-		// The points are forgotten; what they took is given back by the next
-		// forget, collection or Open.
-		r.log.Warn("settle after forgetting", "error", err)
+	wait := time.NewTimer(settleWait)
+	defer wait.Stop()
+	select {
+	case <-r.settle(ctx):
+	case <-wait.C:
+	case <-ctx.Done(): // the points are forgotten
 	}
 	return nil
+}
+
+// settling is the one goroutine that settles the books after points were
+// forgotten. It ends by itself when there is nothing left to settle, or with
+// Close.
+type settling struct {
+	wanted bool
+	done   chan struct{} // closed when the goroutine has ended; nil if there is none
+	stop   context.CancelFunc
+}
+
+// settle has the books settled, and returns what is closed when they are.
+func (r *Repository) settle(ctx context.Context) <-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	done := make(chan struct{})
+	if r.closed {
+		close(done)
+		return done
+	}
+	r.settling.wanted = true
+	if r.settling.done != nil {
+		return r.settling.done
+	}
+	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	r.settling.done, r.settling.stop = done, stop
+	go func() {
+		defer stop()
+		for r.wantSettling() {
+			if _, err := r.walk(ctx); err != nil {
+				// What the points took is given back by the next forget, collection
+				// or Open.
+				r.log.Warn("settle after forgetting", "error", err)
+			}
+		}
+		close(done)
+	}()
+	return done
+}
+
+// wantSettling reports whether the goroutine has to walk once more; if not, the
+// next forget starts another.
+func (r *Repository) wantSettling() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.settling.wanted && !r.closed {
+		r.settling.wanted = false
+		return true
+	}
+	r.settling.done = nil
+	return false
 }
 
 func (r *Repository) forget(ctx context.Context, id point.ID, by string) error {

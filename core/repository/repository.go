@@ -81,6 +81,7 @@ type Repository struct {
 	pins      map[point.ID]int
 	condemned map[PackID]time.Time
 	damaged   int // what was found damaged or lost; 0: nobody has to look
+	settling  settling
 	closed    bool
 }
 
@@ -345,7 +346,14 @@ func (r *Repository) Close() error {
 	r.mu.Lock()
 	sessions := r.sessions
 	r.sessions, r.closed = map[chunk.SessionID]*Session{}, true
+	settled := r.settling.done
+	if settled != nil {
+		r.settling.stop()
+	}
 	r.mu.Unlock()
+	if settled != nil {
+		<-settled
+	}
 	var errs []error
 	for _, s := range sessions {
 		errs = append(errs, s.close())

@@ -197,7 +197,7 @@ func syncDir(name string) (err error) {
 func (r *Repository) recoverSession(dir string) (_ *Session, err error) {
 	id, err := ParseSessionID(filepath.Base(dir))
 	if err != nil {
-		return nil, nil // not ours
+		return nil, nil //nolint:nilerr // a folder of another name is not ours
 	}
 	b, err := os.ReadFile(filepath.Join(dir, sessionFile))
 	if errors.Is(err, fs.ErrNotExist) {

@@ -192,7 +192,7 @@ func (r *Repository) recoverSpool(path string) (_ *spoolPack, err error) {
 	}
 	id, err := ParsePackID(text)
 	if err != nil {
-		return nil, nil // not ours
+		return nil, nil //nolint:nilerr // a file of another name is not ours
 	}
 	file, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
@@ -215,17 +215,17 @@ func (p *spoolPack) scan() error {
 		return err
 	}
 	header := make([]byte, packHeaderSize)
-	if _, err := p.file.ReadAt(header, 0); err != nil && err != io.EOF {
+	if _, err := p.file.ReadAt(header, 0); err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
 	if kind, id, err := parsePackHeader(header); err != nil || kind != p.kind || id != p.id {
-		return nil // cut before it had anything
+		return nil //nolint:nilerr // cut before it had anything; the file is dropped
 	}
 	p.size = packHeaderSize
 	buf := make([]byte, window)
 	for p.size < info.Size() {
 		n, err := p.file.ReadAt(buf, p.size)
-		if err != nil && err != io.EOF {
+		if err != nil && !errors.Is(err, io.EOF) {
 			return err
 		}
 		used := p.take(buf[:n])

@@ -259,8 +259,8 @@ func TestLostFooterCostsNothing(t *testing.T) {
 
 func TestLostAndCutPacksAreNamed(t *testing.T) {
 	s, r := newSite(t), seeded(t)
-	one := s.backup(newMachine(), "", randomDisk(r, 30*testChunk))
-	two := s.backup(newMachine(), "", randomDisk(r, 30*testChunk))
+	one := s.backup(newMachine(), "", randomDisk(r, 12*testChunk)) // one pack each
+	two := s.backup(newMachine(), "", randomDisk(r, 12*testChunk))
 	packs := s.objects("packs/")
 	if err := os.Remove(filepath.Join(s.root, "store", packs[0].Name)); err != nil {
 		t.Fatal(err)

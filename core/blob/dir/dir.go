@@ -249,7 +249,7 @@ func (s *Store) ReadAt(ctx context.Context, name string, p []byte, offset int64)
 		return fmt.Errorf("read %s: %w", name, errors.Join(blob.ErrNotFound, err))
 	}
 	if n, err := f.ReadAt(p, offset); n < len(p) {
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			err = io.ErrUnexpectedEOF
 		}
 		return fmt.Errorf("read %s: %w", name, err)

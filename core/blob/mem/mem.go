@@ -4,6 +4,7 @@ package mem
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"iter"
@@ -65,7 +66,7 @@ func (s *Store) Put(ctx context.Context, name string, content io.ReaderAt, size 
 }
 
 func short(err error) error {
-	if err == nil || err == io.EOF {
+	if err == nil || errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
 	}
 	return err
