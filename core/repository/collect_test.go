@@ -367,11 +367,11 @@ func TestAbortedAndIdleSessionsBecomeWaste(t *testing.T) {
 	ctx := testContext(t)
 	one := s.backup(newMachine(), "", randomDisk(r, 20*testChunk))
 	for _, how := range []string{"abort", "idle"} {
-		b, err := s.begin(ctx, newMachine(), one)
-		if err == nil {
+		if _, err := s.begin(ctx, newMachine(), one); err == nil {
 			t.Error("began a session on another machine's point")
 		}
-		if b, err = s.begin(ctx, newMachine(), ""); err != nil {
+		b, err := s.begin(ctx, newMachine(), "")
+		if err != nil {
 			t.Fatal(err)
 		}
 		if _, err := b.send(ctx, randomDisk(r, 100*testChunk)); err != nil {

@@ -41,7 +41,8 @@ func (s *Session) Commit(ctx context.Context, manifest []byte) error {
 		return fmt.Errorf("commit point %s: %w", p.Point, err)
 	}
 	if committed {
-		return s.end(p.Point)
+		s.finish(p.Point)
+		return nil
 	}
 	if err := s.touch(); err != nil {
 		return fmt.Errorf("commit point %s: %w", p.Point, err)
@@ -49,7 +50,15 @@ func (s *Session) Commit(ctx context.Context, manifest []byte) error {
 	if err := s.commit(ctx, p, manifest); err != nil {
 		return fmt.Errorf("commit point %s: %w", p.Point, err)
 	}
-	return s.end(p.Point)
+	s.finish(p.Point)
+	return nil
+}
+
+// finish ends a session whose point exists, whatever becomes of its spool.
+func (s *Session) finish(done point.ID) {
+	if err := s.end(done); err != nil {
+		s.r.log.Warn("the spool of a session stays", "session", sessionText(s.id), "error", err)
+	}
 }
 
 func (s *Session) matches(p point.Public) error {

@@ -100,10 +100,7 @@ func (i *importer) judge(ctx context.Context, entombed map[point.ID]tombstoneJSO
 			found = append(found, m)
 		}
 	}
-	j, err := i.r.newJudge()
-	if err != nil {
-		return err
-	}
+	j := i.r.newJudge()
 	defer j.end()
 	for _, m := range found {
 		if void[m.name] {

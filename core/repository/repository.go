@@ -148,6 +148,11 @@ func (r *Repository) open(ctx context.Context) error {
 	if err := r.reconcile(ctx); err != nil {
 		return err
 	}
+	for _, family := range []byte{familySound, familyNew} { // of work that a crash cut
+		if err := r.space.clear(r.space.key(family)); err != nil {
+			return err
+		}
+	}
 	if r.refusal != nil {
 		return nil
 	}

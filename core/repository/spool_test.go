@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/holdfast-dr/holdfast/core/chunk"
 	"github.com/holdfast-dr/holdfast/core/repository"
@@ -164,6 +165,12 @@ func TestEverythingAtOnce(t *testing.T) {
 				t.Errorf("collect: %v", err)
 				return
 			}
+			report, err := s.repo.Verify(ctx, repository.VerifyOptions{})
+			if err != nil || !report.Sound() {
+				t.Errorf("verify: %+v, %v", report, err)
+				return
+			}
+			s.clock.Advance(13 * time.Hour)
 		}
 	})
 	for _, d := range disks {

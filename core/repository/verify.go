@@ -7,9 +7,12 @@ import (
 	"io"
 	"strings"
 
+	"github.com/google/uuid"
+
 	"github.com/holdfast-dr/holdfast/core/blob"
 	"github.com/holdfast-dr/holdfast/core/chunk"
 	"github.com/holdfast-dr/holdfast/core/point"
+	"github.com/holdfast-dr/holdfast/core/tenant"
 )
 
 // VerifyOptions steer a verification. The zero value works.
@@ -277,10 +280,7 @@ func (v *verifier) withoutFooter(ctx context.Context, p packObject) error {
 
 // points follows the maps of every point.
 func (v *verifier) points(ctx context.Context) error {
-	j, err := v.r.newJudge()
-	if err != nil {
-		return err
-	}
+	j := v.r.newJudge()
 	defer j.end()
 	for _, binned := range []bool{false, true} {
 		for record, err := range v.r.allPoints(ctx, binned) {
@@ -291,7 +291,7 @@ func (v *verifier) points(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			if !whole {
+			if !whole && v.exists(ctx, record.ID) {
 				v.r.noteDamage()
 				v.report.Affected = append(v.report.Affected, record.ID)
 			}
@@ -300,10 +300,19 @@ func (v *verifier) points(ctx context.Context) error {
 	return nil
 }
 
+// exists reports whether a point is still there: what it needed may have been
+// collected since it was listed.
+func (v *verifier) exists(ctx context.Context, id point.ID) bool {
+	_, err := v.r.catalogue.Point(ctx, v.r.id, id)
+	return !errors.Is(err, tenant.ErrNotFound)
+}
+
 func (v *verifier) whole(ctx context.Context, j *judge, record PointRecord) (bool, error) {
 	_, p, err := v.r.readManifest(ctx, record)
 	if errors.Is(err, blob.ErrNotFound) {
-		v.fault(v.r.manifestOf(record), err)
+		if v.exists(ctx, record.ID) {
+			v.fault(v.r.manifestOf(record), err)
+		}
 		return false, nil
 	}
 	if errors.Is(err, chunk.ErrDamaged) {
@@ -316,22 +325,23 @@ func (v *verifier) whole(ctx context.Context, j *judge, record PointRecord) (boo
 }
 
 // judge tells whether everything that points need is there and sound. What it
-// has seen is kept in the index, so a page that points share is followed once.
+// has seen is kept in the index, under a key of its own, so a page that points
+// share is followed once.
 type judge struct {
-	r *Repository
+	r   *Repository
+	run []byte
 }
 
-func (r *Repository) newJudge() (*judge, error) {
-	r.marking.Lock() // one at a time: the keys are the same
-	return &judge{r}, r.space.clear(r.space.key(familySound))
+func (r *Repository) newJudge() *judge {
+	run := uuid.New()
+	return &judge{r, run[:]}
 }
 
 // end drops what was kept.
 func (j *judge) end() {
-	if err := j.r.space.clear(j.r.space.key(familySound)); err != nil {
+	if err := j.r.space.clear(j.r.space.key(familySound, j.run)); err != nil {
 		j.r.log.Warn("clear the index", "error", err)
 	}
-	j.r.marking.Unlock()
 }
 
 func (j *judge) point(ctx context.Context, p point.Public) (bool, error) {
@@ -353,7 +363,7 @@ func (j *judge) page(ctx context.Context, id chunk.ID, level int) (sound bool, e
 	if err := ctx.Err(); err != nil {
 		return false, err
 	}
-	key := j.r.space.key(familySound, []byte{byte(level)}, id[:])
+	key := j.r.space.key(familySound, j.run, []byte{byte(level)}, id[:])
 	known, ok, err := j.r.space.get(key)
 	if err != nil || ok {
 		return ok && known[0] == 1, err
@@ -417,10 +427,7 @@ func (s *Session) Damaged(ctx context.Context) ([]chunk.ID, error) {
 	if err != nil {
 		return nil, err
 	}
-	j, err := s.r.newJudge()
-	if err != nil {
-		return nil, err
-	}
+	j := s.r.newJudge()
 	defer j.end()
 	var lost []chunk.ID
 	for i, disk := range p.Disks {

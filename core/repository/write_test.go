@@ -73,8 +73,7 @@ func TestCommitNamesWhatIsMissing(t *testing.T) {
 	d[0] = 1
 	lost := s.keys.ID(d[:testChunk])
 	// The session claims to have sent the first chunk and has not.
-	manifest, err := b.send(ctx, d[testChunk:])
-	if err != nil {
+	if _, err := b.send(ctx, d[testChunk:]); err != nil {
 		t.Fatal(err)
 	}
 	tree := point.Geometry{SizeBytes: testChunk, ChunkSize: testChunk, FanOut: testFanOut}
@@ -90,7 +89,7 @@ func TestCommitNamesWhatIsMissing(t *testing.T) {
 	}
 	public := b.public
 	public.Disks = append(slices.Clone(public.Disks), point.Disk{SizeBytes: testChunk, Root: root}, point.Disk{SizeBytes: testChunk, Root: chunk.ID{7}})
-	manifest, err = point.Manifest{Public: public, Private: point.Private{Disks: make([]point.PrivateDisk, 3)}}.Seal(s.keys)
+	manifest, err := point.Manifest{Public: public, Private: point.Private{Disks: make([]point.PrivateDisk, 3)}}.Seal(s.keys)
 	if err != nil {
 		t.Fatal(err)
 	}
