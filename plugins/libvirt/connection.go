@@ -116,7 +116,7 @@ func (e endpoint) Dial() (net.Conn, error) {
 	}
 	secure := tls.Client(conn, e.tls)
 	if err := greet(secure); err != nil {
-		conn.Close()
+		_ = conn.Close()
 		return nil, err
 	}
 	return secure, nil
@@ -163,7 +163,7 @@ func (o *opening) Dial() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	o.wire, o.late = wire, time.AfterFunc(callLimit, func() { wire.Close() })
+	o.wire, o.late = wire, time.AfterFunc(callLimit, func() { _ = wire.Close() })
 	return wire, nil
 }
 
@@ -185,7 +185,7 @@ func (c *connection) open() (*libvirt.Libvirt, net.Conn, error) {
 	}
 	if err != nil {
 		if o.wire != nil {
-			o.wire.Close()
+			_ = o.wire.Close()
 		}
 		return nil, nil, unreachable(c.endpoint, err)
 	}
@@ -203,7 +203,7 @@ func unreachable(e endpoint, err error) error {
 // drop forgets a broken connection.
 func (c *connection) drop() {
 	if c.wire != nil {
-		c.wire.Close()
+		_ = c.wire.Close()
 	}
 	c.lv, c.wire = nil, nil
 }
@@ -242,7 +242,7 @@ func askOnce[T any](ctx context.Context, c *connection, call func(*libvirt.Libvi
 		select {
 		case <-done:
 		default:
-			wire.Close()
+			_ = wire.Close()
 		}
 	}
 	late := time.AfterFunc(callLimit, giveUp)

@@ -161,9 +161,6 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// sweepLimit is how long libvirt may take to remove a scratch file by itself; it needs milliseconds.
-const sweepLimit = 2 * time.Second
-
 // sweep removes the files of an ended backup.
 func (p *platform) sweep(ctx context.Context, j *job) error {
 	if !p.endpoint.local() {
