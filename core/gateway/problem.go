@@ -122,7 +122,7 @@ var sentinelOf = map[Code]error{
 // HintOf is the first hint in err's chain, "" if there is none.
 func HintOf(err error) string {
 	for err != nil {
-		switch e := err.(type) {
+		switch e := err.(type) { //nolint:errorlint // the loop walks the chain itself
 		case *Problem:
 			if e.Hint != "" {
 				return e.Hint

@@ -184,7 +184,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	r.Header.Set(HeaderRequest, id)
 	defer func() {
 		if fault := recover(); fault != nil {
-			if fault == http.ErrAbortHandler {
+			if fault == http.ErrAbortHandler { //nolint:errorlint // a panic's value, compared as net/http does
 				panic(fault)
 			}
 			s.config.Log.Error("request panicked", "request", id, "path", r.URL.Path, "panic", fault, "stack", string(debug.Stack()))
