@@ -123,7 +123,7 @@ func (a *app) serveSite(ctx context.Context, config siteConfig, log *slog.Logger
 // killed agent left is replaced.
 func listenSocket(path string) (net.Listener, error) {
 	if conn, err := net.Dial("unix", path); err == nil {
-		conn.Close()
+		_ = conn.Close()
 		return nil, withHint(fmt.Errorf("another agent answers at %s", path), "stop it, or choose another socket with --socket")
 	}
 	if info, err := os.Lstat(path); err == nil && info.Mode().Type() == fs.ModeSocket {

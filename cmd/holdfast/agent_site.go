@@ -128,7 +128,7 @@ func (a *app) agentOrSite(ctx context.Context, dir string) (c *client.Client, re
 		a.socket = filepath.Join(dir, "agent.sock")
 	}
 	if conn, err := net.Dial("unix", a.socketPath()); err == nil {
-		conn.Close()
+		_ = conn.Close()
 		c, err := a.agent()
 		return c, func() {}, err
 	}
@@ -146,7 +146,9 @@ func (a *app) agentOrSite(ctx context.Context, dir string) (c *client.Client, re
 	go func() { served <- server.Serve(listener) }()
 	release = func() {
 		_ = server.Close() // the command has its answer
-		<-served
+		if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+			a.note("serve the command: %v", err)
+		}
 		if err := s.close(); err != nil {
 			a.note("close the site: %v", err)
 		}

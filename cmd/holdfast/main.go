@@ -1,6 +1,6 @@
-// Holdfast lets a service provider sell backup storage and disaster recovery
-// to many tenants. This program is every process of it but the plugins:
-// the provider's server, the tenant's agent, and the hand of both.
+// Command holdfast lets a service provider sell backup storage and disaster
+// recovery to many tenants. It is every process of Holdfast but the plugins: the
+// provider's server, the tenant's agent, and the hand of both.
 //
 // Each command has a file of its own: it declares flags and help and hands
 // typed arguments to a function that does the work. This package only wires:
