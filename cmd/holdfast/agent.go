@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"strings"
@@ -42,7 +44,7 @@ command with the same token is safe if an answer was lost. The agent need not ru
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req.Address = args[0]
 			var err error
-			if req.Token, err = a.ask(tokenFile, "Enrolment token: "); err != nil {
+			if req.Token, err = a.ask(cmd.Context(), tokenFile, "Enrolment token: "); err != nil {
 				return err
 			}
 			c, release, err := a.agentOrSite(cmd.Context(), dir)
@@ -70,19 +72,23 @@ command with the same token is safe if an answer was lost. The agent need not ru
 }
 
 // ask reads a secret from a file, or from the terminal without showing it.
-func (a *app) ask(file, prompt string) (string, error) {
+func (a *app) ask(ctx context.Context, file, prompt string) (string, error) {
 	if file != "" {
 		return a.readSecret(file)
 	}
-	terminal, _ := a.in.(*os.File)
 	if !isTerminal(a.in) {
 		return "", withHint(errors.New("there is no terminal to ask on"), "read it from a file, or from standard input with -: see --help")
 	}
-	fmt.Fprint(a.err, prompt)
-	secret, err := term.ReadPassword(int(terminal.Fd()))
-	fmt.Fprintln(a.err)
+	fd := int(a.in.(*os.File).Fd())
+	before, err := term.GetState(fd)
 	if err != nil {
 		return "", fmt.Errorf("read from the terminal: %w", err)
+	}
+	fmt.Fprint(a.err, prompt)
+	secret, err := interruptible(ctx, func() ([]byte, error) { return term.ReadPassword(fd) })
+	fmt.Fprintln(a.err)
+	if err != nil {
+		return "", errors.Join(fmt.Errorf("read from the terminal: %w", err), term.Restore(fd, before))
 	}
 	if len(secret) == 0 {
 		return "", errors.New("nothing was entered")
@@ -90,24 +96,46 @@ func (a *app) ask(file, prompt string) (string, error) {
 	return string(secret), nil
 }
 
+// interruptible waits for an answer from the terminal, or for ctx. Nothing can
+// call a read from a terminal back; the process ends soon after and takes it
+// along.
+func interruptible[T any](ctx context.Context, read func() (T, error)) (T, error) {
+	type answer struct {
+		value T
+		err   error
+	}
+	answers := make(chan answer, 1)
+	go func() {
+		value, err := read()
+		answers <- answer{value, err}
+	}()
+	select {
+	case got := <-answers:
+		return got.value, got.err
+	case <-ctx.Done():
+		var none T
+		return none, ctx.Err()
+	}
+}
+
 // confirm asks a person to type a word; scripts have to say it by a flag.
-func (a *app) confirm(question, word, flag string) error {
+func (a *app) confirm(ctx context.Context, question, word, flag string) error {
 	if !isTerminal(a.in) {
 		return withHint(errors.New("this needs a confirmation, and there is no terminal to ask on"), "confirm it with %s", flag)
 	}
 	fmt.Fprintf(a.err, "%s\nType %s to go on: ", printable(question), printable(word))
-	var answer strings.Builder
-	for one := make([]byte, 1); answer.Len() < 1024; {
-		if n, err := a.in.Read(one); n == 0 || err != nil || one[0] == '\n' {
-			break
-		}
-		answer.WriteByte(one[0])
+	typed, err := interruptible(ctx, func() (string, error) { return bufio.NewReader(io.LimitReader(a.in, maxTyped)).ReadString('\n') })
+	if err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("read from the terminal: %w", err)
 	}
-	if strings.TrimSpace(answer.String()) != word {
+	if strings.TrimSpace(typed) != word {
 		return errors.New("not confirmed; nothing was done")
 	}
 	return nil
 }
+
+// maxTyped bounds what is read as the answer to a question.
+const maxTyped = 4096
 
 func connectionFields(c agent.ConnectionStatus) []field {
 	fields := []field{

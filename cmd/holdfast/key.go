@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -73,7 +74,7 @@ before that.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			a.note("%s\n", agent.LossWarning)
-			passphrase, err := a.newPassphrase(ask, passFile)
+			passphrase, err := a.newPassphrase(cmd.Context(), ask, passFile)
 			if err != nil {
 				return err
 			}
@@ -93,18 +94,18 @@ before that.`,
 }
 
 // newPassphrase reads a passphrase, twice if it is typed; "" if none is wanted.
-func (a *app) newPassphrase(ask bool, file string) (string, error) {
+func (a *app) newPassphrase(ctx context.Context, ask bool, file string) (string, error) {
 	if !ask {
 		if file == "" {
 			return "", nil
 		}
 		return a.readSecret(file)
 	}
-	first, err := a.ask("", "Passphrase of the kit: ")
+	first, err := a.ask(ctx, "", "Passphrase of the kit: ")
 	if err != nil {
 		return "", err
 	}
-	second, err := a.ask("", "The same again: ")
+	second, err := a.ask(ctx, "", "The same again: ")
 	if err != nil {
 		return "", err
 	}
@@ -201,7 +202,7 @@ func (a *app) confirmTenant(cmd *cobra.Command, c *client.Client, provider strin
 	}
 	for _, p := range all {
 		if provider == "" && len(all) == 1 || p.Name == provider || p.ID == provider {
-			return p.Tenant, a.confirm(agent.LossWarning+"\nNobody can undo this.", p.Tenant, "--tenant NAME")
+			return p.Tenant, a.confirm(cmd.Context(), agent.LossWarning+"\nNobody can undo this.", p.Tenant, "--tenant NAME")
 		}
 	}
 	return "", withHint(errors.New("say which provider"), "see: holdfast agent status")
@@ -226,7 +227,7 @@ and restored. Where the site has a keyring in use already, the imported one only
 			}
 			passphrase := ""
 			if ask || passFile != "" {
-				if passphrase, err = a.ask(passFile, "Passphrase of the kit: "); err != nil {
+				if passphrase, err = a.ask(cmd.Context(), passFile, "Passphrase of the kit: "); err != nil {
 					return err
 				}
 			}

@@ -77,7 +77,7 @@ func (a *app) login(ctx context.Context, r loginRequest) error {
 		c.Fingerprint = pin.String()
 	}
 	if r.user != "" {
-		password, err := a.ask(r.passwordFile, "Password of "+r.user+": ")
+		password, err := a.ask(ctx, r.passwordFile, "Password of "+r.user+": ")
 		if err != nil {
 			return err
 		}
@@ -90,7 +90,7 @@ func (a *app) login(ctx context.Context, r loginRequest) error {
 			return err
 		}
 		c.token = answer.Token
-	} else if c.token, err = a.ask(r.tokenFile, "Token: "); err != nil {
+	} else if c.token, err = a.ask(ctx, r.tokenFile, "Token: "); err != nil {
 		return err
 	}
 	signed, err := a.dial(c)

@@ -30,10 +30,14 @@ func pointListCommand(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			points, err := read[[]agent.PointStatus](c.SiteListPoints(cmd.Context(), &client.SiteListPointsParams{
-				Provider: given(params.provider), Repository: given(params.repository), Machine: given(params.machine)}))
+			answer, err := c.SiteListPoints(cmd.Context(), &client.SiteListPointsParams{
+				Provider: given(params.provider), Repository: given(params.repository), Machine: given(params.machine)})
+			points, err := read[[]agent.PointStatus](answer, err)
 			if err != nil {
 				return err
+			}
+			if why := answer.Header.Get("Holdfast-Incomplete"); why != "" {
+				a.note("points may be missing: %s", why)
 			}
 			return list(a, points,
 				column[agent.PointStatus]{title: "point", value: func(p agent.PointStatus) string { return string(p.ID) }},
@@ -133,7 +137,7 @@ func pointForgetCommand(a *app) *cobra.Command {
 			}
 			if !yes {
 				question := fmt.Sprintf("Point %s of machine %s, taken %s, will be gone.", p.ID, p.Machine, timeText(p.Taken))
-				if err := a.confirm(question, "yes", "--yes"); err != nil {
+				if err := a.confirm(cmd.Context(), question, "yes", "--yes"); err != nil {
 					return err
 				}
 			}

@@ -41,7 +41,7 @@ stopped and its disks are exchanged. The name of the machine that is replaced ha
 			// A terminal is asked; a script has said the name by the flag.
 			if req.Replace != "" && isTerminal(a.in) {
 				question := fmt.Sprintf("Machine %s will be stopped, and its disks replaced by those of the point.", req.Replace)
-				if err := a.confirm(question, req.Replace, "--replace NAME"); err != nil {
+				if err := a.confirm(cmd.Context(), question, req.Replace, "--replace NAME"); err != nil {
 					return err
 				}
 			}

@@ -291,7 +291,7 @@ func restoredFields(r runView) []field {
 	var fields []field
 	if res := r.Restored; res != nil {
 		fields = append(fields, field{"restored machine", res.Machine}, field{"file", res.File}, field{"point", string(res.Point)},
-			field{"size", bytesText(res.SizeBytes)}, field{"fetched", bytesText(res.FetchedBytes)}, field{"written", bytesText(res.WrittenBytes)},
+			field{"size", bytesText(res.SizeBytes)}, field{"fetched", someBytes(res.FetchedBytes)}, field{"written", bytesText(res.WrittenBytes)},
 			field{"bottleneck", res.Bottleneck})
 	}
 	if res := r.Verified; res != nil {
@@ -305,6 +305,14 @@ func restoredFields(r runView) []field {
 		}
 	}
 	return fields
+}
+
+// someBytes is a size, "" for none.
+func someBytes(n int64) string {
+	if n == 0 {
+		return ""
+	}
+	return bytesText(n)
 }
 
 func (a *app) listResults(results []agent.MachineResult) error {

@@ -195,7 +195,7 @@ them: --backups keep leaves the objects in the repository, --backups delete free
 				return err
 			}
 			if confirmed != t.Name {
-				if err := a.confirm(fmt.Sprintf("Tenant %s will be deleted with everything that belongs to it.", t.Name), t.Name, "--confirm "+t.Name); err != nil {
+				if err := a.confirm(cmd.Context(), fmt.Sprintf("Tenant %s will be deleted with everything that belongs to it.", t.Name), t.Name, "--confirm "+t.Name); err != nil {
 					return err
 				}
 			}

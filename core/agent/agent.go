@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -110,6 +111,7 @@ func (a *Agent) connection(ctx context.Context, name string) (Connection, error)
 		return Connection{}, err
 	}
 	if name == "" {
+		all = enrolled(all)
 		switch len(all) {
 		case 0:
 			return Connection{}, &RefusedError{Reason: "this site is not connected to a provider", Next: "connect it: holdfast agent connect ADDRESS --fingerprint FINGERPRINT"}
@@ -128,4 +130,9 @@ func (a *Agent) connection(ctx context.Context, name string) (Connection, error)
 		}
 	}
 	return Connection{}, fmt.Errorf("provider %q: %w", name, tenant.ErrNotFound)
+}
+
+// enrolled leaves out attempts to connect that no provider has answered.
+func enrolled(all []Connection) []Connection {
+	return slices.DeleteFunc(slices.Clone(all), func(c Connection) bool { return c.AgentID == "" })
 }

@@ -252,7 +252,7 @@ func (a *Agent) providerWraps(ctx context.Context) ([][]byte, error) {
 	}
 	var wraps [][]byte
 	var failures []error
-	for _, c := range conns {
+	for _, c := range enrolled(conns) {
 		failures = append(failures, a.eachRepository(ctx, c, func(repo Repository) error {
 			list, err := repo.Wraps(ctx)
 			if err != nil {

@@ -150,7 +150,7 @@ func (a *Agent) eachStore(ctx context.Context, provider, repository string, visi
 	if err != nil {
 		return err
 	}
-	if provider != "" || len(conns) == 0 {
+	if conns = enrolled(conns); provider != "" || len(conns) == 0 {
 		c, err := a.connection(ctx, provider)
 		if err != nil {
 			return err

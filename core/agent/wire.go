@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/holdfast-dr/holdfast/core/backup"
 	"github.com/holdfast-dr/holdfast/core/chunk"
@@ -16,6 +17,10 @@ import (
 	"github.com/holdfast-dr/holdfast/core/point"
 	"github.com/holdfast-dr/holdfast/core/tenant"
 )
+
+// enrolPatience is short: somebody waits for the answer, and the likeliest
+// cause of silence is a mistyped address.
+const enrolPatience = 10 * time.Second
 
 // Gateway reaches providers over the tenant wire. Its methods fill Agent.Dial
 // and Agent.Enrol.
@@ -30,7 +35,7 @@ func (g Gateway) Dial(c Connection) (Wire, error) {
 	if err != nil {
 		return nil, errors.New("the site's certificate and private key do not fit together") // err could quote the key
 	}
-	client, err := g.client(c, func() (*tls.Certificate, error) { return &cert, nil })
+	client, err := g.client(c, gateway.DefaultPatience, func() (*tls.Certificate, error) { return &cert, nil })
 	if err != nil {
 		return nil, err
 	}
@@ -39,7 +44,7 @@ func (g Gateway) Dial(c Connection) (Wire, error) {
 
 // Enrol gets a connection's first certificate.
 func (g Gateway) Enrol(ctx context.Context, e Enrolment) (Connection, error) {
-	client, err := g.client(e.Connection, nil)
+	client, err := g.client(e.Connection, enrolPatience, nil)
 	if err != nil {
 		return Connection{}, err
 	}
@@ -54,12 +59,12 @@ func (g Gateway) Enrol(ctx context.Context, e Enrolment) (Connection, error) {
 	return c, nil
 }
 
-func (g Gateway) client(c Connection, certificate func() (*tls.Certificate, error)) (*gateway.Client, error) {
+func (g Gateway) client(c Connection, patience time.Duration, certificate func() (*tls.Certificate, error)) (*gateway.Client, error) {
 	trust, err := trustOf(c)
 	if err != nil {
 		return nil, err
 	}
-	return gateway.NewClient(gateway.Options{Address: c.Address, Trust: trust, Certificate: certificate, Version: g.Version, Log: g.Log})
+	return gateway.NewClient(gateway.Options{Address: c.Address, Trust: trust, Certificate: certificate, Patience: patience, Version: g.Version, Log: g.Log})
 }
 
 // trustOf is the pin that a person gave, and the CAs that the provider

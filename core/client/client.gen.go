@@ -2250,6 +2250,8 @@ type ClientInterface interface {
 
 	// SiteListPoints List points, newest first
 	//
+	// A provider that cannot be reached does not hide the points of the others.
+	//
 	// Served by the agent on its local socket.
 	//
 	// Corresponds with GET /v1/site/points (the `SiteListPoints` operationId).
@@ -3718,6 +3720,8 @@ func (c *Client) SiteDescribePlugin(ctx context.Context, plugin string, reqEdito
 }
 
 // SiteListPoints List points, newest first
+//
+// A provider that cannot be reached does not hide the points of the others.
 //
 // Served by the agent on its local socket.
 //
@@ -9202,6 +9206,8 @@ type ClientWithResponsesInterface interface {
 
 	// SiteListPointsWithResponse List points, newest first
 	//
+	// A provider that cannot be reached does not hide the points of the others.
+	//
 	// Served by the agent on its local socket.
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -11662,6 +11668,11 @@ func (r SiteDescribePluginResponse) ContentType() string {
 	return ""
 }
 
+// SiteListPointsResponse200Headers the declared response headers of an HTTP 200 response for SiteListPoints
+type SiteListPointsResponse200Headers struct {
+	HoldfastIncomplete *string
+}
+
 type SiteListPointsResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -11669,6 +11680,8 @@ type SiteListPointsResponse struct {
 	JSON200 *[]SitePointStatus
 	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationproblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *SiteListPointsResponse200Headers
 }
 
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
@@ -14513,6 +14526,8 @@ func (c *ClientWithResponses) SiteDescribePluginWithResponse(ctx context.Context
 
 // SiteListPointsWithResponse List points, newest first
 //
+// A provider that cannot be reached does not hide the points of the others.
+//
 // Served by the agent on its local socket.
 //
 // Returns a wrapper object for the known response body format(s).
@@ -16730,6 +16745,19 @@ func ParseSiteListPointsResponse(rsp *http.Response) (*SiteListPointsResponse, e
 		}
 		response.ApplicationproblemJSONDefault = &dest
 
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers SiteListPointsResponse200Headers
+		if values := rsp.Header.Values("Holdfast-Incomplete"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Holdfast-Incomplete", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.HoldfastIncomplete = &value
+		}
+		response.Headers200 = &headers
 	}
 
 	return response, nil
