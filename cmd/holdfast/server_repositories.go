@@ -425,6 +425,8 @@ func foreign(err error) error {
 		return err
 	case errors.Is(err, chunk.ErrDamaged) && !errors.Is(err, repository.ErrRefused):
 		return problem(http.StatusUnprocessableEntity, gateway.CodeDamaged, 0)
+	case errors.Is(err, chunk.ErrAbsent): // also a "not found", so it stands first
+		return problem(http.StatusNotFound, gateway.CodeAbsent, 0)
 	case errors.Is(err, repository.ErrNotFound):
 		return problem(http.StatusNotFound, gateway.CodeNotFound, 0)
 	case errors.Is(err, repository.ErrBusy):
