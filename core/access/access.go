@@ -47,7 +47,7 @@ type User struct {
 
 // Check says whether a user keeps every rule.
 func (u User) Check() error {
-	if err := checkName(u.Name); err != nil {
+	if err := checkName("name", u.Name); err != nil {
 		return err
 	}
 	switch {
@@ -61,14 +61,14 @@ func (u User) Check() error {
 	return nil
 }
 
-func checkName(name string) error {
+func checkName(field, name string) error {
 	n := utf8.RuneCountInString(name)
 	if n == 0 || n > MaxName || !utf8.ValidString(name) {
-		return &tenant.InvalidError{Field: "name", Reason: fmt.Sprintf("must be 1 to %d characters", MaxName)}
+		return &tenant.InvalidError{Field: field, Reason: fmt.Sprintf("must be 1 to %d characters", MaxName)}
 	}
 	for _, r := range name {
 		if unicode.IsControl(r) || unicode.In(r, unicode.Cf) {
-			return &tenant.InvalidError{Field: "name", Reason: "must not contain control characters"}
+			return &tenant.InvalidError{Field: field, Reason: "must not contain control characters"}
 		}
 	}
 	return nil
@@ -116,8 +116,8 @@ func (e Enrolment) Used() bool { return e.AgentID != "" }
 
 // Check says whether an enrolment may be issued at now.
 func (e Enrolment) Check(now time.Time) error {
-	if err := checkName(e.Site); err != nil {
-		return &tenant.InvalidError{Field: "site", Reason: err.(*tenant.InvalidError).Reason}
+	if err := checkName("site", e.Site); err != nil {
+		return err
 	}
 	if e.TenantID == tenant.Provider {
 		return &tenant.InvalidError{Field: "tenant", Reason: "must be given"}

@@ -193,13 +193,20 @@ func (b *backingUp) machine(ctx context.Context, e host.Endpoint, p sdk.Platform
 	return nil
 }
 
+// release gives a claim back. One that cannot be given back expires.
+func (a *Agent) release(held *claim.Held) {
+	if err := held.Release(); err != nil {
+		a.Log.Warn("give a claim back", "resource", held.Claim().Resource, "error", err)
+	}
+}
+
 func (b *backingUp) backupMachine(ctx context.Context, e host.Endpoint, p sdk.Platform, m chosen, phase string) (MachineResult, error) {
 	result := MachineResult{Machine: m.Name, State: job.Failed}
 	ctx, held, err := claim.Hold(ctx, b.agent.Claims, claim.Resource("machine/"+e.ID+"/"+string(m.ID)), b.agent.holder(), 0)
 	if err != nil {
 		return result, fmt.Errorf("take the turn of machine %s: %w", m.Name, err)
 	}
-	defer held.Release() // an unreleased claim expires
+	defer b.agent.release(held)
 	known, err := b.agent.remembered(ctx, Machine{Keyring: b.ring.Fingerprint, Repository: b.job.Repository, EndpointID: e.ID, Machine: m.ID, Name: m.Name}, b.findOlder)
 	if err != nil {
 		return result, err

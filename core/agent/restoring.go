@@ -156,7 +156,7 @@ func (a *Agent) restoreMachine(ctx context.Context, x *job.Execution) error {
 			if err != nil {
 				return err
 			}
-			defer held.Release() // an unreleased claim expires
+			defer a.release(held.Held)
 			ctx, replace, epoch = claimed, held.machine, held.epoch
 		}
 		res, err := restore.Machine(ctx, restore.MachineRequest{

@@ -54,6 +54,13 @@ func (s *table) until() time.Time                                 { s.mu.Lock();
 
 var me = Holder{Node: "n", Instance: "1"}
 
+func release(t *testing.T, held *Held) {
+	t.Helper()
+	if err := held.Release(); err != nil {
+		t.Errorf("release: %v", err)
+	}
+}
+
 func TestHoldRenewsAndReleases(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &table{}
@@ -92,7 +99,7 @@ func TestABlipIsSurvived(t *testing.T) {
 		if work.Err() != nil {
 			t.Errorf("lost: %v", context.Cause(work))
 		}
-		held.Release()
+		release(t, held)
 	})
 }
 
@@ -112,7 +119,7 @@ func TestAnOutageEndsTheWorkInTime(t *testing.T) {
 		if cause := context.Cause(work); !errors.As(cause, &lost) || !errors.Is(cause, ErrFenced) {
 			t.Errorf("cause %v", cause)
 		}
-		held.Release()
+		release(t, held)
 	})
 }
 
@@ -128,7 +135,7 @@ func TestBeingFencedEndsTheWorkAtOnce(t *testing.T) {
 		if time.Since(start) > DefaultTTL/3 {
 			t.Errorf("it took %s", time.Since(start))
 		}
-		held.Release()
+		release(t, held)
 	})
 }
 
@@ -139,7 +146,7 @@ func TestHoldOfAHeldResource(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer held.Release()
+		defer release(t, held)
 		var refused *HeldError
 		if _, _, err := Hold(t.Context(), s, "r", me, 0); !errors.As(err, &refused) || refused.Hint() == "" {
 			t.Errorf("got %v", err)

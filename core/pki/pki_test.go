@@ -291,7 +291,12 @@ func FuzzParseRequest(f *testing.F) {
 	key, _ := NewAgentKey()
 	der, _ := NewRequest(key)
 	f.Add(der)
-	f.Fuzz(func(t *testing.T, b []byte) { ParseRequest(b) })
+	f.Fuzz(func(t *testing.T, b []byte) {
+		request, fingerprint, err := ParseRequest(b)
+		if err == nil && (request == nil || fingerprint == Fingerprint{}) || err != nil && request != nil {
+			t.Errorf("got %v, %v, %v", request, fingerprint, err)
+		}
+	})
 }
 
 func TestFingerprintsAreReadAsPeopleWriteThem(t *testing.T) {

@@ -55,16 +55,16 @@ func (db *DB) lockMigrations(ctx context.Context) (release func(), err error) {
 		return nil, fmt.Errorf("connect: %w", err)
 	}
 	if _, err := conn.ExecContext(ctx, "SELECT pg_advisory_lock($1)", migrationLock); err != nil {
-		conn.Close()
+		_ = conn.Close()
 		return nil, fmt.Errorf("wait for other servers to migrate: %w", err)
 	}
 	return func() {
 		// The lock belongs to the connection; if it cannot be given back, ending
 		// the connection does.
 		if _, err := conn.ExecContext(context.WithoutCancel(ctx), "SELECT pg_advisory_unlock($1)", migrationLock); err != nil {
-			conn.Raw(func(any) error { return sql.ErrConnDone })
+			_ = conn.Raw(func(any) error { return sql.ErrConnDone })
 		}
-		conn.Close()
+		_ = conn.Close() // nothing was left to write
 	}, nil
 }
 

@@ -73,7 +73,7 @@ func lockFile(path string) (unlock func() error, err error) {
 		return nil, err
 	}
 	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		file.Close()
+		_ = file.Close()
 		if errors.Is(err, syscall.EWOULDBLOCK) {
 			return nil, fmt.Errorf("%s is in use by another process", strings.TrimSuffix(path, ".lock"))
 		}

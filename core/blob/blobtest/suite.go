@@ -208,7 +208,10 @@ func listsInOrder(t *testing.T, f Fixture) {
 		}
 	}
 	seen := 0
-	for range f.Store.List(t.Context(), "") {
+	for _, err := range f.Store.List(t.Context(), "") {
+		if err != nil {
+			t.Fatalf("list: %v", err)
+		}
 		if seen++; seen == 2 {
 			break
 		}
