@@ -76,9 +76,13 @@ func newSite(t *testing.T) *site {
 		t.Fatal(err)
 	}
 	server := &http.Server{Handler: api.NewAgentHandler(&api.Agent{Site: a})}
-	go server.Serve(listener)
+	ended := make(chan error, 1)
+	go func() { ended <- server.Serve(listener) }()
 	t.Cleanup(func() {
 		server.Close()
+		if err := <-ended; !errors.Is(err, http.ErrServerClosed) {
+			t.Errorf("serve the socket: %v", err)
+		}
 		stop()
 		if err := <-served; err != nil {
 			t.Errorf("serve: %v", err)
