@@ -27,7 +27,7 @@ func TestSequentialWriterIsWrittenInOrder(t *testing.T) {
 		sent, _ := s.send(mover.Disk{}, none)
 		var n atomic.Int64
 		s.store.OnRead = func(context.Context, chunk.Kind, []chunk.ID) error { // answers overtake each other
-			time.Sleep(time.Duration(7-n.Add(1)%7) * 10 * time.Millisecond)
+			pass(time.Duration(7-n.Add(1)%7) * 10 * time.Millisecond)
 			return nil
 		}
 		w := movertest.NewDisk(s.disk.Bytes) // refuses to be written backwards
@@ -50,7 +50,7 @@ func TestRequestsAreInFlightTogether(t *testing.T) {
 		s := newStand(t, 320*size)
 		s.fill(0, 320*size, -1)
 		sent, _ := s.send(mover.Disk{}, none)
-		s.store.OnRead = func(context.Context, chunk.Kind, []chunk.ID) error { time.Sleep(100 * time.Millisecond); return nil }
+		s.store.OnRead = func(context.Context, chunk.Kind, []chunk.ID) error { pass(100 * time.Millisecond); return nil }
 		stats, err := mover.Fetch(t.Context(), s.tree(sent), s.to(), movertest.NewDisk(s.disk.Bytes), mover.Options{Connections: 4})
 		if err != nil {
 			t.Fatal(err)

@@ -11,6 +11,11 @@ import (
 	"github.com/holdfast-dr/holdfast/core/mover/movertest"
 )
 
+// pass is how long something slow takes, in a bubble of synctest alone.
+func pass(d time.Duration) {
+	time.Sleep(d) //nolint:forbidigo // fake time in a synctest bubble
+}
+
 // TestSlowestStageIsNamed makes one stage slow in turn. Inside the bubble of
 // synctest computing takes no time at all, so only what waits is seen.
 func TestSlowestStageIsNamed(t *testing.T) {
@@ -19,24 +24,24 @@ func TestSlowestStageIsNamed(t *testing.T) {
 		want mover.Stage
 	}{
 		"source": {func(s *stand) {
-			s.disk.OnRead = func(int64, int) error { time.Sleep(50 * time.Millisecond); return nil }
-			s.store.OnPut = func(context.Context, []byte) error { time.Sleep(10 * time.Millisecond); return nil }
+			s.disk.OnRead = func(int64, int) error { pass(50 * time.Millisecond); return nil }
+			s.store.OnPut = func(context.Context, []byte) error { pass(10 * time.Millisecond); return nil }
 		}, mover.StageSource},
 		"network": {func(s *stand) {
-			s.disk.OnRead = func(int64, int) error { time.Sleep(time.Millisecond); return nil }
+			s.disk.OnRead = func(int64, int) error { pass(time.Millisecond); return nil }
 			s.store.OnPut = func(context.Context, []byte) error {
-				time.Sleep(500 * time.Millisecond)
+				pass(500 * time.Millisecond)
 				s.store.Serve(10 * time.Millisecond)
 				return nil
 			}
 		}, mover.StageNetwork},
 		"round trips": {func(s *stand) {
-			s.store.OnHave = func(context.Context, []chunk.ID) error { time.Sleep(300 * time.Millisecond); return nil }
+			s.store.OnHave = func(context.Context, []chunk.ID) error { pass(300 * time.Millisecond); return nil }
 		}, mover.StageNetwork},
 		"repository": {func(s *stand) {
-			s.disk.OnRead = func(int64, int) error { time.Sleep(time.Millisecond); return nil }
+			s.disk.OnRead = func(int64, int) error { pass(time.Millisecond); return nil }
 			s.store.OnPut = func(context.Context, []byte) error {
-				time.Sleep(500 * time.Millisecond)
+				pass(500 * time.Millisecond)
 				s.store.Serve(480 * time.Millisecond)
 				return nil
 			}
@@ -72,7 +77,7 @@ func TestSlowCPUIsNamed(t *testing.T) {
 type slowWriter struct{ *movertest.Disk }
 
 func (w slowWriter) WriteAt(p []byte, off int64) (int, error) {
-	time.Sleep(20 * time.Millisecond)
+	pass(20 * time.Millisecond)
 	return w.Disk.WriteAt(p, off)
 }
 
@@ -85,7 +90,7 @@ func TestSlowTargetIsNamed(t *testing.T) {
 		if err != nil || stats.Bottleneck != mover.StageTarget {
 			t.Errorf("bottleneck %q of %+v: %v", stats.Bottleneck, stats.Load, err)
 		}
-		s.store.OnRead = func(context.Context, chunk.Kind, []chunk.ID) error { time.Sleep(time.Second); return nil }
+		s.store.OnRead = func(context.Context, chunk.Kind, []chunk.ID) error { pass(time.Second); return nil }
 		stats, err = mover.Fetch(t.Context(), s.tree(sent), s.to(), movertest.NewDisk(s.disk.Bytes), mover.Options{})
 		if err != nil || stats.Bottleneck != mover.StageNetwork {
 			t.Errorf("bottleneck %q of %+v: %v", stats.Bottleneck, stats.Load, err)
@@ -97,7 +102,7 @@ func TestProgressReachesItsEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStand(t, 400*size)
 		s.fill(0, 300*size, -1)
-		s.disk.OnRead = func(int64, int) error { time.Sleep(200 * time.Millisecond); return nil }
+		s.disk.OnRead = func(int64, int) error { pass(200 * time.Millisecond); return nil }
 		var reports []mover.Progress
 		opts := none
 		opts.Progress = func(p mover.Progress) { reports = append(reports, p) }

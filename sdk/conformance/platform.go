@@ -56,7 +56,8 @@ func inventory(c *checker) {
 }
 
 func inventoryGivenUp(c *checker) {
-	for range c.Platform.Machines(c.ctx) {
+	for _, err := range c.Platform.Machines(c.ctx) {
+		c.must("list the first machine", err)
 		break
 	}
 	if _, ok := c.find(c.Platform, c.Machine); !ok {

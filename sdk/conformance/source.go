@@ -322,7 +322,7 @@ func oneMoment(c *checker) {
 	c.later(func() {
 		if !ended {
 			close(stop)
-			<-counted
+			c.want("write while snapshots are taken", <-counted, nil)
 		}
 	})
 	select {

@@ -166,7 +166,7 @@ func TestReadOnlyExportRefusesWrites(t *testing.T) {
 
 func TestEmptyDisk(t *testing.T) {
 	c := dialServer(t, single("disk", newMemory(0).export()))
-	if n, err := c.ReadAt(make([]byte, 1), 0); n != 0 || err != io.EOF {
+	if n, err := c.ReadAt(make([]byte, 1), 0); n != 0 || err != io.EOF { //nolint:errorlint // io.ReaderAt promises it bare
 		t.Errorf("read: %d, %v", n, err)
 	}
 	if n, err := c.WriteAt(nil, 0); n != 0 || err != nil {

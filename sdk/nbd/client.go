@@ -140,7 +140,7 @@ func (c *Client) broke(err error) {
 // flight fail with an error that wraps net.ErrClosed. It does not flush.
 func (c *Client) Close() error {
 	c.closing.Do(func() {
-		c.fate.seal(errClosed)
+		_ = c.fate.seal(errClosed) // if it broke before, that is the reason to keep
 		for _, l := range c.links {
 			l.close()
 		}

@@ -200,12 +200,12 @@ func TestServerMayBeSlowButNotSilent(t *testing.T) {
 		c := served(t, func(s script) {
 			r := s.request()
 			for i := range 3 { // a byte each 20 s
-				time.Sleep(DefaultTimeout * 2 / 3)
+				pass(DefaultTimeout * 2 / 3)
 				s.chunk(r.cookie, 0, chunkData, dataAt(uint64(i), []byte{byte(i)}))
 			}
 			s.chunk(r.cookie, 1, chunkNone, nil)
 			r = s.request() // a flush may take longer
-			time.Sleep(DefaultTimeout * 2)
+			pass(DefaultTimeout * 2)
 			s.say("67446698 00000000 0000000000000002")
 		})
 		if _, err := c.ReadAt(make([]byte, 3), 0); err != nil {
@@ -226,7 +226,7 @@ func TestOneLostAnswerTimesOutThoughOthersArrive(t *testing.T) {
 				if r.length == 0 {
 					return
 				}
-				time.Sleep(time.Second)
+				pass(time.Second)
 				s.chunk(r.cookie, 1, chunkHole, holeAt(r.offset, r.length))
 			}
 		})
@@ -266,7 +266,7 @@ func TestBrokenConnectionFailsEverythingWithOneError(t *testing.T) {
 			t.Errorf("got %v", one)
 		}
 		for range count - 1 {
-			if err := <-failures; err != one {
+			if err := <-failures; err != one { //nolint:errorlint // the very error, not one that wraps it
 				t.Errorf("another error: %v", err)
 			}
 		}

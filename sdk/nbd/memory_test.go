@@ -3,6 +3,7 @@ package nbd
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"iter"
@@ -134,7 +135,9 @@ func listen(t testing.TB, s *Server) string {
 	go func() { done <- s.Serve(context.Background(), l) }()
 	t.Cleanup(func() {
 		_ = s.Close()
-		<-done
+		if err := <-done; !errors.Is(err, ErrServerClosed) {
+			t.Errorf("serve: %v", err)
+		}
 	})
 	return path
 }

@@ -210,7 +210,7 @@ func TestQemuConnectionsAboveItsLimitAreDoneWithout(t *testing.T) {
 	if c.Connections() != 1 {
 		t.Errorf("%d connections", c.Connections())
 	}
-	if n, err := c.ReadAt(make([]byte, 10), mib-5); n != 5 || err != io.EOF {
+	if n, err := c.ReadAt(make([]byte, 10), mib-5); n != 5 || err != io.EOF { //nolint:errorlint // io.ReaderAt promises it bare
 		t.Errorf("read: %d, %v", n, err)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"time"
 )
 
 // script is one end of a connection whose other end is under test. Both ends
@@ -31,6 +32,11 @@ func unhex(t testing.TB, text string) []byte {
 		t.Fatal(err)
 	}
 	return b
+}
+
+// pass lets time go by, in a bubble of synctest alone.
+func pass(d time.Duration) {
+	time.Sleep(d) //nolint:forbidigo // fake time in a synctest bubble
 }
 
 // say sends bytes. Where the other end gave up already, they are lost.
@@ -146,8 +152,11 @@ func served(t testing.TB, play func(script), change ...func(*details, *Options))
 func piped(t testing.TB, s *Server) script {
 	t.Helper()
 	near, far := net.Pipe()
-	done := make(chan error, 1)
-	go func() { done <- s.ServeConn(context.Background(), far) }()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = s.ServeConn(context.Background(), far) // how it ends is what the script sees
+	}()
 	t.Cleanup(func() {
 		_ = near.Close()
 		<-done

@@ -69,13 +69,13 @@ func (s script) begin() script {
 func TestSlowHandshakeIsCut(t *testing.T) {
 	for name, client := range map[string]func(script){
 		"silence":        func(s script) { s.hear(wireHello); s.hearEnd() },
-		"deafness":       func(s script) { time.Sleep(time.Minute) },
+		"deafness":       func(s script) { pass(time.Minute) },
 		"half an option": func(s script) { s.hear(wireHello); s.say(wireFlags + "49484156"); s.hearEnd() },
 		"a drop at a time": func(s script) {
 			s.hear(wireHello)
 			for range 60 {
 				s.say("00")
-				time.Sleep(time.Second)
+				pass(time.Second)
 			}
 			s.hearEnd()
 		},
@@ -107,7 +107,7 @@ func TestClientThatStopsInARequestIsCut(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := piped(t, single("disk", newMemory(100).export())).begin()
-				time.Sleep(24 * time.Hour) // idle is fine
+				pass(24 * time.Hour) // idle is fine
 				s.say(last)
 				start := time.Now()
 				s.hearEnd()
@@ -123,7 +123,7 @@ func TestClientThatDoesNotReadIsCut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := piped(t, single("disk", newMemory(100).export())).begin()
 		s.say("25609513 0000 0000 0000000000000001 0000000000000000 00000010")
-		time.Sleep(DefaultTransferTimeout + time.Second)
+		pass(DefaultTransferTimeout + time.Second)
 		s.hearEnd()
 	})
 }

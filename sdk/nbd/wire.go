@@ -417,7 +417,7 @@ func readOptReply(r io.Reader, want option) (optReply, []byte, error) {
 // unexpected turns an end of the stream inside a message into
 // io.ErrUnexpectedEOF.
 func unexpected(err error) error {
-	if err == io.EOF {
+	if err == io.EOF { //nolint:errorlint // a reader's own; an error that wraps it has said what ended
 		return io.ErrUnexpectedEOF
 	}
 	return err

@@ -386,7 +386,8 @@ func TestFaults(t *testing.T) {
 				t.Error("no panic on request")
 			}
 		}()
-		for range p.Machines(t.Context()) {
+		for _, err := range p.Machines(t.Context()) {
+			t.Errorf("listed, with %v", err)
 		}
 	}()
 }
