@@ -94,10 +94,13 @@ func (s *Server) serve(t testing.TB, postgres, data string) {
 	if err := cmd.Start(); err != nil {
 		t.Fatalf("start postgres: %v", err)
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		cmd.Wait()
+	}()
 	t.Cleanup(func() {
-		cmd.Process.Signal(syscall.SIGINT) // fast shutdown
+		_ = cmd.Process.Signal(syscall.SIGINT) // fast shutdown; it may have ended
 		select {
 		case <-ended:
 		case <-time.After(30 * time.Second):
@@ -110,9 +113,8 @@ func (s *Server) serve(t testing.TB, postgres, data string) {
 	deadline := time.After(startTimeout)
 	for {
 		select {
-		case err := <-ended:
-			ended <- err
-			t.Fatalf("postgres ended: %v\n%s", err, &log)
+		case <-ended:
+			t.Fatalf("postgres ended: %v\n%s", cmd.ProcessState, &log)
 		case <-deadline:
 			t.Fatalf("postgres does not answer after %s", startTimeout)
 		case <-tick.C:

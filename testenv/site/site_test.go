@@ -166,12 +166,15 @@ func TestSiteEndsWithItsProgram(t *testing.T) {
 	if !filepath.IsAbs(dir) {
 		t.Fatalf("the program said %q", dir)
 	}
-	deadline := time.Now().Add(20 * time.Second)
+	look := time.NewTicker(20 * time.Millisecond)
+	defer look.Stop()
+	deadline := time.After(20 * time.Second)
 	for running(boot) {
-		if time.Now().After(deadline) {
+		select {
+		case <-deadline:
 			t.Fatal("the site outlives its program")
+		case <-look.C:
 		}
-		time.Sleep(20 * time.Millisecond)
 	}
 	start(t, site.Options{}) // removes what is left
 	if _, err := os.Stat(dir); !os.IsNotExist(err) {
