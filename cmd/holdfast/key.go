@@ -127,9 +127,12 @@ func (a *app) exportKit(cmd *cobra.Command, c *client.Client, path string, reque
 		return fmt.Errorf("write recovery kit: %w", err)
 	}
 	defer func() {
-		file.Close() // a second time does no harm
-		if err != nil {
-			os.Remove(path)
+		_ = file.Close() // a second time does no harm
+		if err == nil {
+			return
+		}
+		if left := os.Remove(path); left != nil && !errors.Is(left, fs.ErrNotExist) {
+			err = errors.Join(err, fmt.Errorf("remove the kit that does not count: %w", left))
 		}
 	}()
 	kit, err := read[agent.ExportedKit](c.SiteExportKitWithBody(cmd.Context(), jsonType, content(request)))

@@ -18,7 +18,6 @@ import (
 // loginRequest is what a login needs.
 type loginRequest struct {
 	address, fingerprint string
-	name                 string // of the saved connection
 	user, tenant         string
 	passwordFile         string
 	tokenFile            string
