@@ -244,25 +244,18 @@ type names func(ctx context.Context, c *client.Client) ([]string, error)
 // complete completes the first argument of a command from what the agent knows.
 // Without an agent nothing is completed.
 func (a *app) complete(find names) cobra.CompletionFunc {
-	return a.completeFrom(func(_, args []string) names {
-		if len(args) > 0 {
-			return nil
-		}
-		return find
-	})
-}
-
-// completeAll completes every argument.
-func (a *app) completeAll(find names) cobra.CompletionFunc {
-	return a.completeFrom(func(_, _ []string) names { return find })
-}
-
-func (a *app) completeFrom(choose func(path, args []string) names) cobra.CompletionFunc {
+	all := a.completeAll(find)
 	return func(cmd *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
-		find := choose(strings.Fields(cmd.CommandPath()), args)
-		if find == nil {
+		if len(args) > 0 {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
+		return all(cmd, args, prefix)
+	}
+}
+
+// completeAll completes every argument, or a flag's value.
+func (a *app) completeAll(find names) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
 		c, err := a.agent()
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveNoFileComp
