@@ -204,7 +204,7 @@ func (r *run) options(i int) mover.Options {
 }
 
 const (
-	defaultMemory      = 36 << 20
+	defaultMemory      = 30 << 20
 	defaultConnections = 4
 )
 

@@ -58,8 +58,6 @@ func Build(ctx context.Context, dir string, env []string, plugins ...string) err
 type Options struct {
 	Dir string // everything is below it; short, since sockets are
 	Bin string // where Build put the programs
-	// Database is the server's; "" is SQLite.
-	Database string
 	// Prefix runs before the server's and the agent's commands, such as
 	// {"ip", "netns", "exec", NAME}.
 	ServerPrefix, AgentPrefix []string
@@ -120,9 +118,6 @@ const startTime = time.Minute
 // StartServer starts the provider, or starts it again with its data.
 func (s *Stack) StartServer(ctx context.Context) error {
 	args := []string{"server", "--dev", "--data", s.ServerData(), "--listen", s.address}
-	if s.Database != "" {
-		args = append(args, "--database", s.Database)
-	}
 	p, err := s.start("server", s.ServerPrefix, args)
 	if err != nil {
 		return err
