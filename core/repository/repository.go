@@ -40,9 +40,7 @@ type Config struct {
 
 // Defaults of Config.
 const (
-	// DefaultFanOut is the ids of a map page: 128 make pages of 4 KiB, which is
-	// what a scattered change costs per level.
-	DefaultFanOut = 128
+	DefaultFanOut = point.FanOut
 	// DefaultPack: 16 MiB was as good on a quiet disk and 2.3 times slower on a
 	// busy one; more delays what a session has to ship at its end.
 	DefaultPack        = 64 << 20
