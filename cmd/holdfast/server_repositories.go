@@ -219,11 +219,13 @@ func pointInfos(records []repository.PointRecord) []gateway.PointInfo {
 	return infos
 }
 
-// tend gives up what has been idle for too long.
+// tend gives up what has been idle for too long, and erases what deleted tenants
+// left.
 func (s *repositories) tend(ctx context.Context, every time.Duration) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
+		s.eraseRetired(ctx)
 		select {
 		case <-ctx.Done():
 			return

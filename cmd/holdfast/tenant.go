@@ -183,7 +183,7 @@ func tenantDeleteCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "delete NAME", Short: "Delete a tenant, for good",
 		Long: `Delete a tenant with its users, tokens and agents. It cannot be undone. While it has stored backups, say what becomes of
-them: --backups keep leaves the objects in the repository, --backups delete frees their space with the next collection.`,
+them: --backups keep leaves the objects in the repository, --backups delete erases them within minutes.`,
 		Example: "  holdfast tenant delete Acme --backups keep --confirm Acme", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeTenants,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.provider()

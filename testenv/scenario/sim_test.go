@@ -428,3 +428,42 @@ func TestTwoDisksWithTheSameContentAreStoredOnce(t *testing.T) {
 		equal(t, "disk restored", []string{hashFile(t, l.restoreDisk(lists[0].ID, string(m.Disks[disk].ID), "raw"))}, []string{want})
 	}
 }
+
+// A tenant is deleted for good: with its backups if the provider says so, and
+// never by accident.
+func TestDeletedTenantsBackupsAreErased(t *testing.T) {
+	l := newLab(t, stack.Options{})
+	m := l.machine("web", 16*mib)
+	l.noise(m, 0, 0, 4*mib, 1)
+	l.do("job", "create", "nightly", "--endpoint", "lab", "--repository", "backups", "--all")
+	l.backup("nightly")
+	if _, err := l.Provider(t.Context(), "tenant", "delete", "demo", "--confirm", "demo"); err == nil || !strings.Contains(err.Error(), "stores") {
+		t.Fatalf("deleting a tenant with backups without saying what becomes of them: %v", err)
+	}
+	if n := l.files(); n == 0 {
+		t.Fatal("the refused deletion took the backups")
+	}
+	_, err := l.Provider(t.Context(), "tenant", "delete", "demo", "--confirm", "demo", "--backups", "delete")
+	l.must(err)
+	if _, err := l.Run(t.Context(), "job", "run", "nightly", "--wait"); err == nil {
+		t.Error("the agent of a deleted tenant backed up")
+	}
+	l.must(l.Server.Stop(20 * time.Second))
+	l.must(l.StartServer(t.Context()))
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	l.must(stack.Until(ctx, "the objects to be erased", func() (bool, error) { return l.files() == 0, nil }))
+}
+
+// files counts the objects in the repository.
+func (l *lab) files() int {
+	l.t.Helper()
+	n := 0
+	l.must(filepath.WalkDir(l.Repository(), func(_ string, d os.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() {
+			n++
+		}
+		return err
+	}))
+	return n
+}

@@ -1,0 +1,72 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/holdfast-dr/holdfast/core/audit"
+	"github.com/holdfast-dr/holdfast/core/blob/dir"
+	"github.com/holdfast-dr/holdfast/core/claim"
+	"github.com/holdfast-dr/holdfast/core/quota"
+	"github.com/holdfast-dr/holdfast/core/repository"
+	"github.com/holdfast-dr/holdfast/core/tenant"
+)
+
+// eraseRetired deletes the objects of cloud repositories whose tenant was
+// deleted together with its backups. What cannot be deleted now is tried again
+// at the next round.
+func (s *repositories) eraseRetired(ctx context.Context) {
+	retired, err := s.db.Quotas().List(ctx, quota.Query{Tenant: quota.AnyTenant, Retired: true})
+	if err != nil {
+		s.log.ErrorContext(ctx, "look for cloud repositories to erase", "error", err)
+		return
+	}
+	for _, r := range retired {
+		if r.Backups != tenant.BackupsDelete {
+			continue
+		}
+		var held *claim.HeldError
+		switch err := s.erase(ctx, r); {
+		case errors.As(err, &held):
+		case err != nil:
+			s.log.ErrorContext(ctx, "erase cloud repository", "repository", r.ID, "tenant", r.TenantID, "error", err)
+		default:
+			s.log.InfoContext(ctx, "cloud repository of a deleted tenant erased", "repository", r.ID, "tenant", r.TenantID)
+		}
+	}
+}
+
+func (s *repositories) erase(ctx context.Context, r quota.CloudRepository) (err error) {
+	s.mu.Lock()
+	o := s.opened[r.ID]
+	s.mu.Unlock()
+	if o != nil { // sessions of the tenant may still end there; its claim goes with it
+		<-o.ready
+		s.drop(r.ID, o)
+		if o.err == nil {
+			if err := o.close(); err != nil {
+				return err
+			}
+		}
+	}
+	location, err := s.db.Locations().Get(ctx, r.LocationID)
+	if err != nil {
+		return err
+	}
+	work, held, err := claim.Hold(ctx, s.db.Claims(), claim.Resource("repository/"+string(r.ID)), s.holder, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, held.Release()) }()
+	blobs, err := dir.Open(location.Path, dir.Options{})
+	if err != nil {
+		return fmt.Errorf("open repository %q: %w", location.Name, err)
+	}
+	defer func() { err = errors.Join(err, blobs.Close()) }()
+	if err := repository.Erase(work, repository.Config{ID: string(r.ID), Blobs: blobs, Index: s.index, SpoolDir: filepath.Join(s.data, "spool")}); err != nil {
+		return err
+	}
+	return s.db.Erased(audit.With(work, audit.System("server", "the tenant was deleted together with its backups")), r.ID, uint64(held.Epoch()))
+}
