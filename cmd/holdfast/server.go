@@ -30,6 +30,7 @@ type serverConfig struct {
 	Database  string        `mapstructure:"database"`   // sqlite:PATH or postgres://…
 	MasterKey string        `mapstructure:"master_key"` // file:PATH
 	Grace     time.Duration `mapstructure:"grace"`      // for requests in flight when the server stops
+	Collect   time.Duration `mapstructure:"collect"`    // how often space that nothing uses is freed; 0: by hand only
 
 	Certificate certificateConfig `mapstructure:"certificate"`
 	Log         logConfig         `mapstructure:"log"`
@@ -82,7 +83,7 @@ underscores) and flags, later ones first. Unknown keys are refused. SIGHUP looks
 the server when the requests in flight are done, and clients repeat what was cut off.
 
 Keys of the file:
-  data, listen, address, names, provider, database, master_key, grace,
+  data, listen, address, names, provider, database, master_key, grace, collect,
   certificate.file, certificate.key, certificate.password_file, log.level, log.format`,
 		Example: `  holdfast server -dev
   holdfast server --config /etc/holdfast/server.yaml -check
@@ -112,6 +113,7 @@ Keys of the file:
 	flags.String("database", "", "sqlite:PATH or postgres://HOST/NAME (default state.db in the data directory)")
 	flags.String("master-key", "", "file:PATH (default master.key in the data directory)")
 	flags.Duration("grace", 0, "for requests in flight when the server stops (default 30s)")
+	flags.Duration("collect", 0, "how often space that nothing uses is freed, 0 for by hand only (default 24h)")
 	flags.String("certificate-file", "", "certificate from elsewhere: PEM or PFX")
 	flags.String("certificate-key", "", "its key, if it is in a file of its own")
 	flags.String("certificate-password-file", "", "file with the password of a PFX")
@@ -122,7 +124,7 @@ Keys of the file:
 
 // serverConfig reads the configuration and fills in what follows from it.
 func (a *app) serverConfig(cmd *cobra.Command, file string, dev bool) (serverConfig, error) {
-	c := serverConfig{Provider: "Holdfast provider", Grace: 30 * time.Second, Log: logConfig{Level: "info", Format: "text"}, dev: dev}
+	c := serverConfig{Provider: "Holdfast provider", Grace: 30 * time.Second, Collect: 24 * time.Hour, Log: logConfig{Level: "info", Format: "text"}, dev: dev}
 	if dev {
 		c.Provider, c.Log.Level, c.Grace = "Holdfast demo provider", "warn", 5*time.Second
 	}
@@ -175,6 +177,9 @@ func (c serverConfig) check(cmd *cobra.Command) error {
 	}
 	if c.Grace < 0 || c.Grace > time.Hour {
 		return usagef(cmd, "grace %s: want at most an hour", c.Grace)
+	}
+	if c.Collect < 0 || c.Collect > 0 && c.Collect < time.Minute {
+		return usagef(cmd, "collect %s: want at least a minute, or 0", c.Collect)
 	}
 	if c.Certificate.File == "" && (c.Certificate.Key != "" || c.Certificate.PasswordFile != "") {
 		return usagef(cmd, "certificate.key and certificate.password_file belong to a certificate.file")

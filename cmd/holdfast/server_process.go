@@ -326,7 +326,7 @@ func (s *server) run(ctx context.Context, hangup <-chan os.Signal, listeners ...
 	})
 	group.Go(func() error { return s.runner.Run(ctx) })
 	group.Go(func() error { s.certificate.Watch(ctx, certificateEvery); return nil })
-	group.Go(func() error { s.repositories.tend(ctx, expireEvery); return nil })
+	group.Go(func() error { s.repositories.tend(ctx, expireEvery, s.config.Collect); return nil })
 	group.Go(func() error {
 		for {
 			select {

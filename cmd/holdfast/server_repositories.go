@@ -219,13 +219,18 @@ func pointInfos(records []repository.PointRecord) []gateway.PointInfo {
 	return infos
 }
 
-// tend gives up what has been idle for too long, and erases what deleted tenants
-// left.
-func (s *repositories) tend(ctx context.Context, every time.Duration) {
+// tend gives up what has been idle for too long, erases what deleted tenants
+// left, and starts collections that are due.
+func (s *repositories) tend(ctx context.Context, every, collect time.Duration) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
 		s.eraseRetired(ctx)
+		if collect > 0 {
+			if err := s.collectDue(ctx, collect); err != nil && ctx.Err() == nil {
+				s.log.ErrorContext(ctx, "start collections", "error", err)
+			}
+		}
 		select {
 		case <-ctx.Done():
 			return

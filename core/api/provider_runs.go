@@ -12,6 +12,7 @@ import (
 
 	"github.com/holdfast-dr/holdfast/core/gateway"
 	"github.com/holdfast-dr/holdfast/core/job"
+	"github.com/holdfast-dr/holdfast/core/quota"
 	"github.com/holdfast-dr/holdfast/core/tenant"
 )
 
@@ -132,17 +133,22 @@ func registerRuns(h huma.API, p *Provider) {
 		})
 }
 
+// RunFor is a new run of the provider about a cloud repository.
+func RunFor(kind job.Kind, r quota.CloudRepository) (job.Run, error) {
+	spec, err := json.Marshal(RunSpec{Tenant: string(r.TenantID), Cloud: string(r.ID)})
+	return job.Run{Kind: kind, Subject: SubjectOf(string(r.ID)), Exclusive: true, Spec: spec}, err
+}
+
 func (p *Provider) start(ctx context.Context, kind job.Kind, in CloudPath) (*startedOutput, error) {
 	r, err := p.cloud(ctx, in)
 	if err != nil {
 		return nil, err
 	}
-	spec, err := json.Marshal(RunSpec{Tenant: string(r.TenantID), Cloud: string(r.ID)})
+	run, err := RunFor(kind, r)
 	if err != nil {
 		return nil, err
 	}
-	run, err := p.Runs.Create(ctx, job.Run{Kind: kind, Subject: SubjectOf(string(r.ID)), Exclusive: true, Spec: spec})
-	if err != nil {
+	if run, err = p.Runs.Create(ctx, run); err != nil {
 		return nil, err
 	}
 	p.Wake()

@@ -467,3 +467,35 @@ func (l *lab) files() int {
 	}))
 	return n
 }
+
+// What a tenant forgets becomes free space without anybody asking for it. The
+// grace for readers is the default, so packs are condemned and wait.
+func TestForgottenPointsAreCollected(t *testing.T) {
+	l := newLab(t, stack.Options{})
+	m := l.machine("web", 16*mib)
+	l.noise(m, 0, 0, 8*mib, 1)
+	l.do("job", "create", "nightly", "--endpoint", "lab", "--repository", "backups", "--all", "--keep-points", "1")
+	l.backup("nightly")
+	l.noise(m, 0, 0, 8*mib, 2)
+	last := l.backup("nightly") // and the first point is beyond the retention
+	var points []struct{ ID string }
+	l.must(l.JSON(t.Context(), &points, "point", "list"))
+	if len(points) != 1 || points[0].ID != last.Machines[0].Point {
+		t.Fatalf("points kept: %+v", points)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	l.must(stack.Until(ctx, "the quota to be settled", func() (bool, error) { return l.used() < 9*mib, nil }))
+	var collected struct {
+		State  string
+		Result struct {
+			CondemnedPacks int   `json:"condemned_packs"`
+			CondemnedBytes int64 `json:"condemned_bytes"`
+		}
+	}
+	l.must(l.ProviderJSON(t.Context(), &collected, "repository", "collect", "--tenant", "demo", "backups", "--wait"))
+	if collected.State != "succeeded" || collected.Result.CondemnedPacks == 0 || collected.Result.CondemnedBytes < 8*mib {
+		t.Errorf("collection: %+v", collected)
+	}
+	equal(t, "what is kept", []string{hashFile(t, l.restoreDisk(points[0].ID, string(m.Disks[0].ID), "raw"))}, l.hashes(m.ID))
+}

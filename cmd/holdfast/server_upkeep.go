@@ -5,14 +5,65 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"time"
 
+	"github.com/holdfast-dr/holdfast/core/api"
 	"github.com/holdfast-dr/holdfast/core/audit"
 	"github.com/holdfast-dr/holdfast/core/blob/dir"
 	"github.com/holdfast-dr/holdfast/core/claim"
+	"github.com/holdfast-dr/holdfast/core/job"
 	"github.com/holdfast-dr/holdfast/core/quota"
 	"github.com/holdfast-dr/holdfast/core/repository"
 	"github.com/holdfast-dr/holdfast/core/tenant"
 )
+
+// collectDue starts a collection of every cloud repository whose last one is
+// older than that, so that what tenants forget becomes free without anybody
+// asking for it.
+func (s *repositories) collectDue(ctx context.Context, every time.Duration) error {
+	ctx = audit.With(ctx, audit.System("server", "regular collection"))
+	for after := quota.ID(""); ; {
+		page, err := s.db.Quotas().List(ctx, quota.Query{Tenant: quota.AnyTenant, After: after, Limit: upkeepPage})
+		if err != nil {
+			return err
+		}
+		for _, r := range page {
+			after = r.ID
+			if err := s.collectIfDue(ctx, r, every); err != nil {
+				return fmt.Errorf("collect cloud repository %s: %w", r.ID, err)
+			}
+		}
+		if len(page) < upkeepPage {
+			return nil
+		}
+	}
+}
+
+// upkeepPage is how many cloud repositories are looked at in one query.
+const upkeepPage = 100
+
+func (s *repositories) collectIfDue(ctx context.Context, r quota.CloudRepository, every time.Duration) error {
+	subject := api.SubjectOf(string(r.ID))
+	last, err := s.db.Runs().List(ctx, job.Query{All: true, Kind: api.RunCollect, Subject: subject, Limit: 1})
+	if err != nil {
+		return err
+	}
+	since := r.Created
+	if len(last) > 0 {
+		since = last[0].Created
+	}
+	if time.Since(since) < every {
+		return nil
+	}
+	run, err := api.RunFor(api.RunCollect, r)
+	if err != nil {
+		return err
+	}
+	if _, err = s.db.Runs().Create(ctx, run); errors.Is(err, job.ErrActive) {
+		return nil
+	}
+	return err
+}
 
 // eraseRetired deletes the objects of cloud repositories whose tenant was
 // deleted together with its backups. What cannot be deleted now is tried again
