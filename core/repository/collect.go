@@ -325,7 +325,7 @@ func (c *collector) condemnLocked(ctx context.Context, victims []victim) error {
 	r.charging.Lock()
 	defer r.charging.Unlock()
 	if r.used.stale {
-		return errors.New("condemn: the index lacks a point that was committed; run it again")
+		return errors.New("condemn: the index lacks what a point uses; run it again")
 	}
 	doomed := make(map[PackID]bool, len(victims))
 	for _, v := range victims {

@@ -3,6 +3,7 @@ package repository_test
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -360,6 +361,67 @@ func TestBrokenPagesStopCollection(t *testing.T) {
 	if len(condemned) != 0 {
 		t.Errorf("condemned %v without knowing what is used", condemned)
 	}
+}
+
+// While a collection is on its way, the store answers for a moment that it has
+// no manifests, and a walk for another reason finds nothing in use. What the
+// points need must not be condemned by that.
+func TestAWalkThatSawNothingDoesNotCondemn(t *testing.T) {
+	s, r := newSite(t), seeded(t)
+	machine := newMachine()
+	d := randomDisk(r, 100*testChunk)
+	one := s.backup(machine, "", d)
+	next := d.changed(r, 50)
+	two := s.backup(machine, one, next)
+	s.forget(one)
+	gone := s.backup(newMachine(), "", randomDisk(r, 10*testChunk))
+	vanish := func(_ context.Context, done repository.CollectStage) error {
+		if done == repository.StageMarked {
+			s.blobs.Fail(blobtest.Fault{Verb: blobtest.VerbRead, Match: "/points/", Err: blob.ErrNotFound})
+			s.forget(gone)
+			s.blobs.Heal()
+		}
+		return nil
+	}
+	if _, err := s.repo.Collect(testContext(t), repository.CollectOptions{Threshold: 0.01, Pause: vanish}); err == nil {
+		t.Error("a collection succeeded without knowing what is used")
+	}
+	s.wantRestore(two, next)
+	s.collect(repository.CollectOptions{Threshold: 0.01}) // now that everything can be read
+	s.wantRestore(two, next)
+	s.wantSound()
+}
+
+// A folder whose disk is not mounted looks like a store without anything.
+func TestAnEmptyStoreIsNotTakenForARepositoryWithPoints(t *testing.T) {
+	s, r := newSite(t), seeded(t)
+	d := randomDisk(r, 10*testChunk)
+	one := s.backup(newMachine(), "", d)
+	s.close()
+	mount := filepath.Join(s.root, "store", s.id)
+	if err := os.Rename(mount, mount+".away"); err != nil {
+		t.Fatal(err)
+	}
+	s.openIndex()
+	s.epoch++
+	s.catalogue.SetEpoch(s.id, s.epoch)
+	repo, err := repository.Open(testContext(t), s.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantIs(t, "write to a store without anything", repo.Writable(), repository.ErrReadOnly)
+	if err := repo.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(mount); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("something was written into the empty folder: %v", err)
+	}
+	if err := errors.Join(os.RemoveAll(mount), os.Rename(mount+".away", mount)); err != nil {
+		t.Fatal(err)
+	}
+	s.open()
+	s.wantRestore(one, d)
+	s.wantSound()
 }
 
 func TestAbortedAndIdleSessionsBecomeWaste(t *testing.T) {

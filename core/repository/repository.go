@@ -176,6 +176,11 @@ func (r *Repository) claim(ctx context.Context) error {
 		r.log.Error("database is older than the repository", "epoch", r.epoch, "newest", newest)
 		return nil
 	}
+	if newest == 0 {
+		if r.refusal, err = r.unmounted(ctx); err != nil || r.refusal != nil {
+			return err
+		}
+	}
 	err = r.blobs.Put(ctx, r.name(ownerFolder, epochName(r.epoch)), strings.NewReader(""), 0)
 	if errors.Is(err, blob.ErrExists) { // between listing and now, so by another database
 		r.newest = r.epoch
@@ -188,6 +193,27 @@ func (r *Repository) claim(ctx context.Context) error {
 	r.newest = r.epoch
 	r.forgetOwners(ctx)
 	return nil
+}
+
+// unmounted refuses to write to a store that has nothing at all of this
+// repository, although the catalogue has points: most likely it is a folder
+// whose disk is not mounted. Where it is truly gone, Import says so to the
+// catalogue.
+func (r *Repository) unmounted(ctx context.Context) (refusal, err error) {
+	for _, err := range r.blobs.List(ctx, r.id+"/") {
+		return nil, err // something is there
+	}
+	for _, binned := range []bool{false, true} {
+		points, err := r.catalogue.Points(ctx, r.id, PointQuery{Binned: binned, Limit: 1})
+		if err != nil {
+			return nil, fmt.Errorf("look for points: %w", err)
+		}
+		if len(points) > 0 {
+			r.log.Error("the store has nothing of a repository with points: is it mounted?")
+			return fmt.Errorf("the store has nothing of this repository, which has points: %w", ErrReadOnly), nil
+		}
+	}
+	return nil, nil
 }
 
 // forgetOwners removes the epochs of earlier claims: only the highest counts.

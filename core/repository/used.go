@@ -34,7 +34,7 @@ type usedState struct {
 	sum        [32]byte
 	walking    bool           // a new generation is being made
 	recent     []point.Public // committed since the walk began
-	stale      bool           // the catalogue has what the generation lacks
+	stale      bool           // a point uses what the generation lacks
 }
 
 // addPoint adds a point to, or takes it from, a sum.
@@ -224,7 +224,9 @@ func (w *walk) finish(ctx context.Context) error {
 		}
 	}
 	old, b := r.used, r.space.batch()
-	r.used.generation, r.used.sum, r.used.stale = w.generation, w.sum, false
+	// What lies below a page that cannot be read is used, and not in the
+	// generation: a collection that goes on meanwhile must not rely on it.
+	r.used.generation, r.used.sum, r.used.stale = w.generation, w.sum, len(w.broken) > 0
 	if len(w.broken) == 0 && r.refusal == nil { // commits wait, so the figure is exact
 		if err := r.catalogue.Settle(ctx, r.id, r.epoch, w.liveBytes); err != nil {
 			r.used = old
