@@ -7,6 +7,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/holdfast-dr/holdfast/core/chunk"
 	"github.com/holdfast-dr/holdfast/core/tenant"
 )
 
@@ -71,8 +72,8 @@ func (r CloudRepository) Check() error {
 		return invalid("repository", "must be given")
 	case r.LimitBytes < 1 || r.LimitBytes > MaxLimit:
 		return invalid("quota", "must be between 1 byte and %d bytes", int64(MaxLimit))
-	case r.ChunkSize < 4<<10 || r.ChunkSize > 16<<20 || r.ChunkSize&(r.ChunkSize-1) != 0:
-		return invalid("chunk size", "must be a power of two between 4 KiB and 16 MiB")
+	case r.ChunkSize < 4<<10 || r.ChunkSize > chunk.MaxSize || r.ChunkSize&(r.ChunkSize-1) != 0: // what point.Geometry takes
+		return invalid("chunk size", "must be a power of two between 4 KiB and 1 MiB")
 	}
 	for _, c := range r.Name {
 		if unicode.IsControl(c) || unicode.In(c, unicode.Cf) {

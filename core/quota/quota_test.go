@@ -16,7 +16,7 @@ func TestRules(t *testing.T) {
 		"tenant":     {func(r *CloudRepository) { r.TenantID = tenant.Provider }},
 		"repository": {func(r *CloudRepository) { r.LocationID = "" }},
 		"quota":      {func(r *CloudRepository) { r.LimitBytes = 0 }, func(r *CloudRepository) { r.LimitBytes = MaxLimit + 1 }},
-		"chunk size": {func(r *CloudRepository) { r.ChunkSize = 0 }, func(r *CloudRepository) { r.ChunkSize = 100_000 }, func(r *CloudRepository) { r.ChunkSize = 32 << 20 }},
+		"chunk size": {func(r *CloudRepository) { r.ChunkSize = 0 }, func(r *CloudRepository) { r.ChunkSize = 100_000 }, func(r *CloudRepository) { r.ChunkSize = 2 << 20 }},
 	} {
 		for i, change := range changes {
 			r := ok
