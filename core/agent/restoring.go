@@ -222,22 +222,14 @@ func (a *Agent) stop(ctx context.Context, x *job.Execution, p sdk.Platform, t *t
 	}
 	x.Report(job.Progress{Phase: "stopping " + name, Time: a.now()})
 	op := sdk.Op{ID: x.Run().ID + "/stop", Epoch: t.epoch}
-	for {
-		err := power.Stop(ctx, op, t.machine, stopGrace)
-		if errors.Is(err, sdk.ErrPending) && pause(ctx, pendingWait, nil) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("stop machine %q: %w", name, err)
-		}
-		return nil
+	if err := sdk.Await(ctx, func() error { return power.Stop(ctx, op, t.machine, stopGrace) }); err != nil {
+		return fmt.Errorf("stop machine %q: %w", name, err)
 	}
+	return nil
 }
 
-const (
-	stopGrace   = 20 * time.Second // for the guest to shut down before its disks are exchanged anyway
-	pendingWait = time.Second
-)
+// stopGrace is for the guest to shut down before its disks are exchanged anyway.
+const stopGrace = 20 * time.Second
 
 // restoreDisk is the handler of disk restores.
 func (a *Agent) restoreDisk(ctx context.Context, x *job.Execution) error {

@@ -272,7 +272,7 @@ func (r *run) run(ctx context.Context) (err error) {
 
 func (r *run) snapshot(ctx context.Context, wanted []sdk.DiskID) error {
 	req := sdk.SnapshotRequest{Machine: r.Source, Disks: wanted, Quiesce: r.Quiesce, Deadline: r.Deadline, Since: r.since()}
-	err := await(ctx, func() (err error) {
+	err := sdk.Await(ctx, func() (err error) {
 		r.snap, err = r.source.Snapshot(ctx, r.op("snapshot"), req)
 		return err
 	})
@@ -297,7 +297,7 @@ func (r *run) snapshot(ctx context.Context, wanted []sdk.DiskID) error {
 func (r *run) giveUpSnapshot(ctx context.Context, req sdk.SnapshotRequest) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUpTime)
 	defer cancel()
-	err := await(ctx, func() (err error) {
+	err := sdk.Await(ctx, func() (err error) {
 		r.snap, err = r.source.Snapshot(ctx, r.op("snapshot"), req)
 		return err
 	})
@@ -315,7 +315,7 @@ func (r *run) giveUpSnapshot(ctx context.Context, req sdk.SnapshotRequest) {
 func (r *run) endSnapshot(ctx context.Context, keep bool) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUpTime)
 	defer cancel()
-	err := await(ctx, func() error { return r.source.EndSnapshot(ctx, r.op("end"), r.snap, keep) })
+	err := sdk.Await(ctx, func() error { return r.source.EndSnapshot(ctx, r.op("end"), r.snap, keep) })
 	if err != nil {
 		return fmt.Errorf("end snapshot %s: %w", r.snap.ID, err)
 	}

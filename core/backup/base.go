@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/holdfast-dr/holdfast/core/point"
 	"github.com/holdfast-dr/holdfast/sdk"
@@ -99,53 +98,12 @@ func (r *run) releaseMarks(ctx context.Context) {
 			r.keep(h)
 			continue
 		}
-		err := await(ctx, func() error {
+		err := sdk.Await(ctx, func() error {
 			return r.tracker.ReleaseMark(ctx, r.op(fmt.Sprintf("release %s %x", h.Disk, h.Mark)), r.Source, h.Disk, h.Mark)
 		})
 		if err != nil && !errors.Is(err, sdk.ErrNotFound) {
 			r.keep(h)
 			r.warn(Warning{Code: CodeCleanUp, Disk: h.Disk, Message: fmt.Sprintf("release an old mark: %v", err)})
-		}
-	}
-}
-
-// Bounds of waiting for a back-end.
-const (
-	firstAsk    = 500 * time.Millisecond
-	lastAsk     = 10 * time.Second
-	unavailable = 5             // attempts
-	patience    = 6 * time.Hour // for one call that is pending
-)
-
-// await repeats a call while the back-end says that it is still working, and a
-// few times while it is unavailable.
-func await(ctx context.Context, call func() error) error {
-	began, failures := time.Now(), 0
-	for wait := firstAsk; ; wait = min(2*wait, lastAsk) {
-		err := call()
-		switch {
-		case errors.Is(err, sdk.ErrPending):
-			if time.Since(began) > patience {
-				return err
-			}
-		case errors.Is(err, sdk.ErrUnavailable):
-			if failures++; failures == unavailable {
-				return err
-			}
-		default:
-			return err
-		}
-		pause := wait
-		var e *sdk.Error
-		if errors.As(err, &e) && e.After > 0 {
-			pause = min(e.After, sdk.CallLimit)
-		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return fmt.Errorf("%w: %w", context.Cause(ctx), err)
-		case <-timer.C:
 		}
 	}
 }

@@ -163,7 +163,7 @@ func (r *run) sendMissing(ctx context.Context, i int, missing *point.MissingErro
 
 func (r *run) withReader(ctx context.Context, id sdk.DiskID, use func(sdk.BlockReader) error) error {
 	var reader sdk.BlockReader
-	err := await(ctx, func() (err error) {
+	err := sdk.Await(ctx, func() (err error) {
 		reader, err = r.source.OpenDisk(ctx, r.snap, id)
 		return err
 	})
@@ -213,7 +213,7 @@ func (r *run) changed(disk sdk.DiskID) func(context.Context) iter.Seq2[sdk.Exten
 	return func(ctx context.Context) iter.Seq2[sdk.Extent, error] {
 		return func(yield func(sdk.Extent, error) bool) {
 			stopped := false
-			err := await(ctx, func() error {
+			err := sdk.Await(ctx, func() error {
 				for e, err := range r.tracker.Changed(ctx, r.snap, disk) {
 					if err != nil {
 						return err // a repeat lists again from the start, which is harmless

@@ -82,7 +82,7 @@ func Machine(ctx context.Context, req MachineRequest) (res Result, err error) {
 	if err != nil {
 		return res, err
 	}
-	if err := await(ctx, func() (err error) {
+	if err := sdk.Await(ctx, func() (err error) {
 		m.draft, err = target.CreateDraft(ctx, derive(req.Op, "create"), spec)
 		return err
 	}); err != nil {
@@ -180,7 +180,7 @@ func (m *machine) fill(ctx context.Context) ([]DiskResult, error) {
 func (m *machine) fillDisk(ctx context.Context, i, tasks int) (stats mover.FetchStats, err error) {
 	id := sdk.DiskID(m.Point.Manifest.Private.Disks[i].ID)
 	var w sdk.BlockWriter
-	if err := await(ctx, func() (err error) {
+	if err := sdk.Await(ctx, func() (err error) {
 		w, err = m.target.OpenDraftDisk(ctx, derive(m.Op, "open "+string(id)), m.draft, id)
 		return err
 	}); err != nil {
@@ -218,7 +218,7 @@ func (m *machine) tell(i int, p mover.Progress) {
 }
 
 func (m *machine) commit(ctx context.Context) (id sdk.MachineID, err error) {
-	err = await(ctx, func() (err error) {
+	err = sdk.Await(ctx, func() (err error) {
 		id, err = m.target.CommitDraft(ctx, derive(m.Op, "commit"), m.draft)
 		return err
 	})
@@ -232,7 +232,7 @@ func (m *machine) commit(ctx context.Context) (id sdk.MachineID, err error) {
 func (m *machine) abort(ctx context.Context, why error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUpTime)
 	defer cancel()
-	err := await(ctx, func() error { return m.target.AbortDraft(ctx, derive(m.Op, "abort"), m.draft) })
+	err := sdk.Await(ctx, func() error { return m.target.AbortDraft(ctx, derive(m.Op, "abort"), m.draft) })
 	if err != nil {
 		return errors.Join(why, fmt.Errorf("remove the unfinished machine: %w", err))
 	}
@@ -245,7 +245,7 @@ func (m *machine) abortUnknown(ctx context.Context, spec sdk.DraftSpec) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUpTime)
 	defer cancel()
 	op := derive(m.Op, "create")
-	if err := await(ctx, func() (err error) {
+	if err := sdk.Await(ctx, func() (err error) {
 		m.draft, err = m.target.CreateDraft(ctx, op, spec)
 		return err
 	}); err != nil {
@@ -260,5 +260,5 @@ func (m *machine) start(ctx context.Context, id sdk.MachineID) error {
 	if !ok {
 		return fmt.Errorf("the platform starts no machines: %w", sdk.ErrUnsupported)
 	}
-	return await(ctx, func() error { return power.Start(ctx, derive(m.Op, "start"), id) })
+	return sdk.Await(ctx, func() error { return power.Start(ctx, derive(m.Op, "start"), id) })
 }

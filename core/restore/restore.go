@@ -3,7 +3,6 @@ package restore
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"time"
 
@@ -106,44 +105,5 @@ func derive(op sdk.Op, step string) sdk.Op {
 	return op
 }
 
-// Bounds of waiting for a back-end.
-const (
-	firstAsk    = 500 * time.Millisecond
-	lastAsk     = 10 * time.Second
-	unavailable = 5 // attempts
-	patience    = 6 * time.Hour
-	cleanUpTime = 5 * time.Minute
-)
-
-// await repeats a call while the back-end says that it is still working, and a
-// few times while it is unavailable.
-func await(ctx context.Context, call func() error) error {
-	began, failures := time.Now(), 0
-	for wait := firstAsk; ; wait = min(2*wait, lastAsk) {
-		err := call()
-		switch {
-		case errors.Is(err, sdk.ErrPending):
-			if time.Since(began) > patience {
-				return err
-			}
-		case errors.Is(err, sdk.ErrUnavailable):
-			if failures++; failures == unavailable {
-				return err
-			}
-		default:
-			return err
-		}
-		pause := wait
-		var e *sdk.Error
-		if errors.As(err, &e) && e.After > 0 {
-			pause = min(e.After, sdk.CallLimit)
-		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return fmt.Errorf("%w: %w", context.Cause(ctx), err)
-		case <-timer.C:
-		}
-	}
-}
+// cleanUpTime bounds what is done after a failure, whatever became of ctx.
+const cleanUpTime = 5 * time.Minute
