@@ -53,6 +53,10 @@ type openRepository struct {
 	blobs      *dir.Store
 	repository *repository.Repository
 	adapter    *servedRepository
+
+	closing  sync.Once
+	closed   chan struct{} // when nothing of it touches the spool and the store any more
+	closeErr error
 }
 
 func newRepositories(db *state.DB, holder claim.Holder, data string, log *slog.Logger) (*repositories, error) {
@@ -78,8 +82,13 @@ func (s *repositories) open(ctx context.Context, t tenant.ID, id string) (gatewa
 	return o.adapter, nil
 }
 
-// hold returns a repository that is open under a live claim.
+// hold returns a repository that is open under a live claim, and for reading
+// only if its location is.
 func (s *repositories) hold(ctx context.Context, r quota.CloudRepository) (*openRepository, error) {
+	location, err := s.db.Locations().Get(ctx, r.LocationID)
+	if err != nil {
+		return nil, err
+	}
 	for {
 		s.mu.Lock()
 		if s.closed {
@@ -88,12 +97,12 @@ func (s *repositories) hold(ctx context.Context, r quota.CloudRepository) (*open
 		}
 		o, first := s.opened[r.ID], false
 		if o == nil {
-			o, first = &openRepository{ready: make(chan struct{})}, true
+			o, first = &openRepository{ready: make(chan struct{}), closed: make(chan struct{})}, true
 			s.opened[r.ID] = o
 		}
 		s.mu.Unlock()
 		if first {
-			o.err = s.fill(o, r)
+			o.err = s.fill(o, r, location)
 			close(o.ready)
 			if o.err != nil {
 				s.drop(r.ID, o)
@@ -109,19 +118,31 @@ func (s *repositories) hold(ctx context.Context, r quota.CloudRepository) (*open
 		switch {
 		case o.err != nil:
 			return nil, o.err
-		case o.work.Err() == nil:
+		case o.work.Err() == nil && o.adapter.readOnly == location.ReadOnly:
 			return o, nil
 		}
-		s.drop(r.ID, o) // its claim is lost; take a new one
+		// Its claim is lost, or the location's mode has changed. What it still does
+		// in the spool has to end before another one opens that.
+		go s.discard(r.ID, o)
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-o.closed:
+		}
+		s.drop(r.ID, o)
 	}
 }
 
-// fill takes the claim and opens the repository.
-func (s *repositories) fill(o *openRepository, r quota.CloudRepository) (err error) {
-	location, err := s.db.Locations().Get(s.life, r.LocationID)
-	if err != nil {
-		return err
+// discard closes a repository and then lets another one take its place.
+func (s *repositories) discard(id quota.ID, o *openRepository) {
+	if err := o.close(); err != nil {
+		s.log.Warn("close cloud repository", "repository", id, "error", err)
 	}
+	s.drop(id, o)
+}
+
+// fill takes the claim and opens the repository.
+func (s *repositories) fill(o *openRepository, r quota.CloudRepository, location blob.Location) (err error) {
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, o.close())
@@ -133,8 +154,12 @@ func (s *repositories) fill(o *openRepository, r quota.CloudRepository) (err err
 	if o.work, o.held, err = claim.Hold(s.life, s.db.Claims(), claim.Resource("repository/"+string(r.ID)), s.holder, 0); err != nil {
 		return err
 	}
+	epoch := uint64(o.held.Epoch())
+	if location.ReadOnly {
+		epoch = 0 // not even the claim is written there
+	}
 	o.repository, err = repository.Open(o.work, repository.Config{ID: string(r.ID), Blobs: o.blobs, Index: s.index, Catalogue: s.db.Catalogue(),
-		SpoolDir: filepath.Join(s.data, "spool"), Epoch: uint64(o.held.Epoch()), ChunkSize: r.ChunkSize, Log: s.log})
+		SpoolDir: filepath.Join(s.data, "spool"), Epoch: epoch, ChunkSize: r.ChunkSize, Log: s.log})
 	if err != nil {
 		return err
 	}
@@ -148,10 +173,7 @@ func (s *repositories) await(id quota.ID, o *openRepository) {
 	if cause := context.Cause(o.work); errors.Is(cause, claim.ErrFenced) {
 		s.log.Error("cloud repository closed", "repository", id, "error", cause)
 	}
-	s.drop(id, o)
-	if err := o.close(); err != nil {
-		s.log.Warn("close cloud repository", "repository", id, "error", err)
-	}
+	s.discard(id, o)
 }
 
 func (s *repositories) drop(id quota.ID, o *openRepository) {
@@ -162,18 +184,23 @@ func (s *repositories) drop(id quota.ID, o *openRepository) {
 	}
 }
 
+// close ends the repository's use, once; whoever calls it again waits.
 func (o *openRepository) close() error {
-	var errs []error
-	if o.repository != nil {
-		errs = append(errs, o.repository.Close())
-	}
-	if o.held != nil {
-		errs = append(errs, o.held.Release())
-	}
-	if o.blobs != nil {
-		errs = append(errs, o.blobs.Close())
-	}
-	return errors.Join(errs...)
+	o.closing.Do(func() {
+		var errs []error
+		if o.repository != nil {
+			errs = append(errs, o.repository.Close())
+		}
+		if o.held != nil {
+			errs = append(errs, o.held.Release())
+		}
+		if o.blobs != nil {
+			errs = append(errs, o.blobs.Close())
+		}
+		o.closeErr = errors.Join(errs...)
+		close(o.closed)
+	})
+	return o.closeErr
 }
 
 // close ends every repository and gives the claims back.
@@ -301,6 +328,9 @@ func (r *servedRepository) Begin(ctx context.Context, machine point.MachineID, b
 
 // Resume finds a session of the owner.
 func (r *servedRepository) Resume(ctx context.Context, id chunk.SessionID, owner string) (gateway.Session, error) {
+	if r.readOnly { // what sessions brought waits in the spool
+		return nil, gateway.ErrRepositoryReadOnly
+	}
 	s, err := r.Repository.Resume(ctx, id)
 	if errors.Is(err, repository.ErrNotFound) || err == nil && s.Owner() != owner && s.Owner() != "" {
 		return nil, gateway.ErrSessionClosed

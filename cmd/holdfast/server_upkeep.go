@@ -43,6 +43,9 @@ func (s *repositories) collectDue(ctx context.Context, every time.Duration) erro
 const upkeepPage = 100
 
 func (s *repositories) collectIfDue(ctx context.Context, r quota.CloudRepository, every time.Duration) error {
+	if location, err := s.db.Locations().Get(ctx, r.LocationID); err != nil || location.ReadOnly {
+		return err
+	}
 	subject := api.SubjectOf(string(r.ID))
 	last, err := s.db.Runs().List(ctx, job.Query{All: true, Kind: api.RunCollect, Subject: subject, Limit: 1})
 	if err != nil {
@@ -69,22 +72,28 @@ func (s *repositories) collectIfDue(ctx context.Context, r quota.CloudRepository
 // deleted together with its backups. What cannot be deleted now is tried again
 // at the next round.
 func (s *repositories) eraseRetired(ctx context.Context) {
-	retired, err := s.db.Quotas().List(ctx, quota.Query{Tenant: quota.AnyTenant, Retired: true})
-	if err != nil {
-		s.log.ErrorContext(ctx, "look for cloud repositories to erase", "error", err)
-		return
-	}
-	for _, r := range retired {
-		if r.Backups != tenant.BackupsDelete {
-			continue
+	for after := quota.ID(""); ; {
+		page, err := s.db.Quotas().List(ctx, quota.Query{Tenant: quota.AnyTenant, Retired: true, After: after, Limit: upkeepPage})
+		if err != nil {
+			s.log.ErrorContext(ctx, "look for cloud repositories to erase", "error", err)
+			return
 		}
-		var held *claim.HeldError
-		switch err := s.erase(ctx, r); {
-		case errors.As(err, &held):
-		case err != nil:
-			s.log.ErrorContext(ctx, "erase cloud repository", "repository", r.ID, "tenant", r.TenantID, "error", err)
-		default:
-			s.log.InfoContext(ctx, "cloud repository of a deleted tenant erased", "repository", r.ID, "tenant", r.TenantID)
+		for _, r := range page {
+			after = r.ID
+			if r.Backups != tenant.BackupsDelete {
+				continue
+			}
+			var held *claim.HeldError
+			switch err := s.erase(ctx, r); {
+			case errors.As(err, &held):
+			case err != nil:
+				s.log.ErrorContext(ctx, "erase cloud repository", "repository", r.ID, "tenant", r.TenantID, "error", err)
+			default:
+				s.log.InfoContext(ctx, "cloud repository of a deleted tenant erased", "repository", r.ID, "tenant", r.TenantID)
+			}
+		}
+		if len(page) < upkeepPage {
+			return
 		}
 	}
 }
@@ -111,6 +120,10 @@ func (s *repositories) erase(ctx context.Context, r quota.CloudRepository) (err 
 		return err
 	}
 	defer func() { err = errors.Join(err, held.Release()) }()
+	// Nothing is deleted on the word of a list that was read before the claim.
+	if now, err := s.db.Quotas().Get(work, quota.AnyTenant, r.ID); err != nil || now.Retired.IsZero() || now.Backups != tenant.BackupsDelete {
+		return errors.Join(err, errors.New("it is not to be erased any more"))
+	}
 	blobs, err := dir.Open(location.Path, dir.Options{})
 	if err != nil {
 		return fmt.Errorf("open repository %q: %w", location.Name, err)

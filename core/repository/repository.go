@@ -385,7 +385,9 @@ func (r *Repository) Close() error {
 	}
 	var errs []error
 	for _, s := range sessions {
+		s.ending.Lock() // a commit that is on its way still writes down what became of it
 		errs = append(errs, s.close())
+		s.ending.Unlock()
 	}
 	return errors.Join(errs...)
 }
