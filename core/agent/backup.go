@@ -215,11 +215,11 @@ func (b *backingUp) backupMachine(ctx context.Context, e host.Endpoint, p sdk.Pl
 	if known.Epoch, err = b.agent.nextEpoch(ctx, e.ID, m.ID); err != nil {
 		return result, err
 	}
-	id := b.pointID(m.ID)
-	if done, err := b.alreadyCommitted(ctx, id, known); err != nil || done {
+	if id, err := b.alreadyCommitted(ctx, m.ID, known); err != nil || id != "" {
 		result.State, result.Point = job.Succeeded, id
 		return result, err
 	}
+	id := pointID(b.exec.Run(), m.ID, b.exec.Run().Attempts)
 	compare := known.Runs >= compareRuns || !known.Compared.IsZero() && b.agent.now().Sub(known.Compared) >= compareDays*24*time.Hour
 	made, err := backup.Run(ctx, backup.Request{
 		Platform: p, PlatformName: e.Plugin, Endpoint: e.Name, Source: m.ID,
@@ -249,37 +249,44 @@ func (b *backingUp) backupMachine(ctx context.Context, e host.Endpoint, p sdk.Pl
 	return result, nil
 }
 
-// pointID is the id of the point that this run makes of a machine, the same
-// each time the run is taken up.
-func (b *backingUp) pointID(m sdk.MachineID) point.ID {
-	run := uuid.MustParse(b.exec.Run().ID)
-	sum := uuid.NewSHA1(run, []byte(m))
+// pointID is the id of the point that an attempt of a run makes of a machine.
+// Each attempt has an id of its own: one whose commit was refused, or never
+// answered, may have used its id up.
+func pointID(r job.Run, m sdk.MachineID, attempt int) point.ID {
+	run := uuid.MustParse(r.ID)
+	sum := uuid.NewSHA1(run, fmt.Appendf(nil, "%d %s", attempt, m))
 	copy(sum[:8], run[:8]) // the time and the version stay those of the run, so that ids sort
 	sum[6] = sum[6]&0x0f | 0x70
 	return point.ID(sum.String())
 }
 
-// alreadyCommitted says whether an earlier attempt of this run committed the
-// point and was interrupted before it could write that down.
-func (b *backingUp) alreadyCommitted(ctx context.Context, id point.ID, known Machine) (bool, error) {
-	if b.exec.Run().Attempts < 2 {
-		return false, nil
+// alreadyCommitted finds the point that an earlier attempt of this run
+// committed, if it was interrupted before it could write that down.
+func (b *backingUp) alreadyCommitted(ctx context.Context, source sdk.MachineID, known Machine) (point.ID, error) {
+	for attempt := b.exec.Run().Attempts - 1; attempt > 0; attempt-- {
+		id := pointID(b.exec.Run(), source, attempt)
+		m, err := b.agent.openManifest(ctx, b.store.repository, id)
+		switch {
+		case isNotFound(err):
+			continue
+		case err != nil:
+			return "", err
+		case m.Public.Machine != known.ID:
+			return "", fmt.Errorf("point %s is of another machine: %w", id, point.ErrForged)
+		}
+		return id, b.adopt(ctx, id, known)
 	}
-	m, err := b.agent.openManifest(ctx, b.store.repository, id)
-	switch {
-	case isNotFound(err):
-		return false, nil
-	case err != nil:
-		return false, err
-	case m.Public.Machine != known.ID:
-		return false, fmt.Errorf("point %s is of another machine: %w", id, point.ErrForged)
-	}
+	return "", nil
+}
+
+// adopt remembers a point that was committed.
+func (b *backingUp) adopt(ctx context.Context, id point.ID, known Machine) error {
 	if !slices.Contains(known.Remembered, id) {
 		known.Remembered = slices.Insert(known.Remembered, 0, id)
 		known.Remembered = known.Remembered[:min(len(known.Remembered), MaxRemembered)]
 	}
 	known.Session = ""
-	return true, b.agent.Store.PutMachine(ctx, known)
+	return b.agent.Store.PutMachine(ctx, known)
 }
 
 func (b *backingUp) describe(result *MachineResult, made backup.Result) {
@@ -316,7 +323,7 @@ func side(provider bool) string {
 func (b *backingUp) retain(ctx context.Context, m Machine, result *MachineResult) {
 	points, err := b.history(ctx, m.ID)
 	if err == nil {
-		for _, id := range b.job.Retention.Expired(points, b.agent.now()) {
+		for _, id := range b.job.Retention.Expired(points, earlier(b.agent.now(), b.site.Time)) {
 			if err = b.store.repository.Forget(ctx, id); err != nil && !isNotFound(err) {
 				break
 			}

@@ -30,3 +30,13 @@ func (r Retention) Expired(points []Kept, now time.Time) []point.ID {
 	}
 	return expired
 }
+
+// earlier is the moment that retention counts from: of the site's clock and the
+// provider's, the one that is behind, so that neither frees anything by jumping
+// ahead.
+func earlier(site, provider time.Time) time.Time {
+	if !provider.IsZero() && provider.Before(site) {
+		return provider
+	}
+	return site
+}

@@ -5,6 +5,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
+
+	"github.com/holdfast-dr/holdfast/core/job"
 	"github.com/holdfast-dr/holdfast/core/point"
 	"github.com/holdfast-dr/holdfast/sdk"
 )
@@ -63,8 +66,34 @@ func TestRetention(t *testing.T) {
 			t.Errorf("%s: expired %v, want %v", name, got, c.want)
 		}
 	}
+	// The site's clock jumps ahead by ten years: the provider's says what is old.
+	if got := (Retention{Days: 30}).Expired(points, earlier(now.AddDate(10, 0, 0), now)); got != nil {
+		t.Errorf("a clock that jumped ahead frees %v", got)
+	}
+	if got := earlier(now, now.AddDate(10, 0, 0)); !got.Equal(now) {
+		t.Errorf("the provider's clock that jumped ahead counts: %s", got)
+	}
 	old := []Kept{{ID: "only", Taken: now.AddDate(-3, 0, 0)}}
 	if got := (Retention{Days: 1}).Expired(old, now); got != nil {
 		t.Errorf("the newest point expired: %v", got)
+	}
+}
+
+// The id of an attempt whose commit was refused, or never answered, is used up:
+// the next attempt must not depend on it.
+func TestEachAttemptMakesAPointOfItsOwn(t *testing.T) {
+	run := job.Run{ID: uuid.Must(uuid.NewV7()).String()}
+	seen := map[point.ID]bool{}
+	for attempt := range 5 {
+		for _, m := range []sdk.MachineID{"a", "b"} {
+			id := pointID(run, m, attempt)
+			if parsed, err := uuid.Parse(string(id)); err != nil || parsed.Version() != 7 || parsed.Variant() != uuid.RFC4122 {
+				t.Errorf("%s is not a UUID of version 7: %v", id, err)
+			}
+			if seen[id] || id != pointID(run, m, attempt) || id[:13] != point.ID(run.ID[:13]) {
+				t.Errorf("attempt %d of %s: %s", attempt, m, id)
+			}
+			seen[id] = true
+		}
 	}
 }
