@@ -5,6 +5,7 @@ import (
 	"container/list"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"sync"
@@ -39,7 +40,7 @@ type answers struct {
 }
 
 type answer struct {
-	id      [32]byte // of caller and key
+	id      [32]byte // of caller, what it may do, and key
 	request [32]byte // of what was asked
 	made    time.Time
 	done    chan struct{} // closed when what follows is set
@@ -75,7 +76,7 @@ func (a *answers) serve(w http.ResponseWriter, r *http.Request, c access.Caller,
 	asked := sha256.New()
 	_, _ = io.WriteString(asked, r.Method+" "+r.URL.RequestURI()+"\n") // a hash never fails
 	_, _ = asked.Write(body)
-	id, request := sha256.Sum256([]byte(c.Actor()+"\n"+key)), [32]byte(asked.Sum(nil))
+	id, request := sha256.Sum256(fmt.Appendf(nil, "%s %s %s %d\n%s", c.Actor(), c.TenantID, c.Role, c.Scope, key)), [32]byte(asked.Sum(nil))
 	for {
 		found, first := a.enter(id, request)
 		if first {

@@ -372,6 +372,28 @@ func TestRepeatedPostIsDoneOnce(t *testing.T) {
 	if status, body := w.call("POST", "/v1/tenants", other, map[string]string{"name": "Acme"}, "Idempotency-Key", "one"); status != http.StatusForbidden {
 		t.Errorf("another caller's key: %d %s, want 403", status, body)
 	}
+	viewer := w.narrowed(admin, access.View)
+	if status, body := w.call("POST", "/v1/tenants", viewer, map[string]string{"name": "Acme"}, "Idempotency-Key", "one"); status != http.StatusForbidden {
+		t.Errorf("the same user's token that may only look: %d %s, want 403", status, body)
+	}
+}
+
+// narrowed is another token of the same user, with a scope.
+func (w *world) narrowed(token string, scope access.Level) string {
+	w.t.Helper()
+	hash, err := access.HashToken(token)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	_, user, err := w.db.Users().ByToken(w.ctx, hash)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	text, hash := access.NewToken()
+	if _, err := w.db.Users().CreateToken(w.ctx, access.Token{UserID: user.ID, TenantID: user.TenantID, Name: "narrow", Hash: hash, Scope: scope}); err != nil {
+		w.t.Fatal(err)
+	}
+	return text
 }
 
 func TestRefusalsHaveOneForm(t *testing.T) {
