@@ -15,6 +15,8 @@ import (
 
 	"github.com/holdfast-dr/holdfast/core/agent"
 	"github.com/holdfast-dr/holdfast/core/client"
+	"github.com/holdfast-dr/holdfast/core/gateway"
+	"github.com/holdfast-dr/holdfast/core/pki"
 )
 
 func agentCommand(a *app) *cobra.Command {
@@ -43,6 +45,11 @@ command with the same token is safe if an answer was lost. The agent need not ru
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req.Address = args[0]
+			if req.Fingerprint != "" { // before anybody types a token
+				if _, err := pki.ParseFingerprint(req.Fingerprint); err != nil {
+					return withHint(err, "copy all of it from what the provider sent you (holdfast certificate)")
+				}
+			}
 			var err error
 			if req.Token, err = a.ask(cmd.Context(), tokenFile, "Enrolment token: "); err != nil {
 				return err
@@ -53,6 +60,9 @@ command with the same token is safe if an answer was lost. The agent need not ru
 			}
 			defer release()
 			got, err := read[agent.ConnectionStatus](c.SiteConnectWithBody(cmd.Context(), jsonType, content(req)))
+			if p, ok := errors.AsType[*gateway.Problem](err); ok && p.Code == gateway.CodeExists {
+				return withHint(err, "see: holdfast agent status; a second connection needs a name of its own: --name NAME")
+			}
 			if err != nil {
 				return err
 			}

@@ -34,6 +34,9 @@ type connection struct {
 
 const maxConnection = 64 << 10
 
+// errNotSignedIn is a command for the provider where no connection was ever saved.
+var errNotSignedIn = errors.New("not signed in to a provider")
+
 // configDir is where connections are kept, readable by their user alone.
 func (a *app) configDir() (string, error) {
 	if dir := a.env("XDG_CONFIG_HOME"); dir != "" {
@@ -133,7 +136,7 @@ func (a *app) saved() (connection, error) {
 	if name == "" {
 		current, err := os.ReadFile(filepath.Join(dir, "current"))
 		if err != nil {
-			return connection{}, withHint(errors.New("not signed in to a provider"),
+			return connection{}, withHint(errNotSignedIn,
 				"holdfast login ADDRESS --fingerprint FINGERPRINT, or set HOLDFAST_ADDRESS, HOLDFAST_FINGERPRINT and HOLDFAST_TOKEN")
 		}
 		name = strings.TrimSpace(string(current))

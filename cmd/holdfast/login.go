@@ -97,6 +97,9 @@ func (a *app) login(ctx context.Context, r loginRequest) error {
 		return err
 	}
 	me, err := read[client.Me](signed.GetMe(ctx))
+	if err != nil && exitCode(err) == exitDenied && r.user == "" {
+		return withHint(err, "a token that can sign in begins with hf_ and may have ended; one with hfe_ is for: holdfast agent connect")
+	}
 	if err != nil {
 		return err
 	}

@@ -86,11 +86,11 @@ func run(ctx context.Context, args []string, c console) int {
 	root.SetIn(c.in)
 	root.SetOut(c.out)
 	root.SetErr(c.err)
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return exitDone
 	}
-	return a.report(ctx, err)
+	return a.report(ctx, classify(cmd, err))
 }
 
 // rewriteSingleDash lets `holdfast server -dev` and `-check` mean the long flags.
@@ -115,7 +115,6 @@ func (a *app) report(ctx context.Context, err error) int {
 		fmt.Fprintln(a.err, "holdfast: interrupted")
 		return exitInterrupted
 	}
-	err = classify(err)
 	fmt.Fprintln(a.err, "holdfast: "+printable(err.Error()))
 	if hint := gateway.HintOf(err); hint != "" {
 		fmt.Fprintln(a.err, "  hint: "+printable(hint))
@@ -123,12 +122,18 @@ func (a *app) report(ctx context.Context, err error) int {
 	return exitCode(err)
 }
 
-// classify recognises cobra's own errors, which have no type.
-func classify(err error) error {
+// classify recognises cobra's own errors about the command line, which have no type.
+func classify(cmd *cobra.Command, err error) error {
+	if _, ok := errors.AsType[*usageError](err); ok {
+		return err
+	}
 	for _, prefix := range []string{"unknown command", "unknown flag", "unknown shorthand", "required flag", "accepts ", "requires ",
 		"invalid argument", "flag needs", "if any flags in the group", "at least one of the flags"} {
 		if strings.HasPrefix(err.Error(), prefix) {
-			return &usageError{err: err, path: "holdfast"}
+			if strings.Contains(err.Error(), " arg(s), ") {
+				err = fmt.Errorf("%s: %w; the form is: %s", cmd.CommandPath(), err, cmd.UseLine())
+			}
+			return &usageError{err: err, path: cmd.CommandPath()}
 		}
 	}
 	return err
@@ -141,6 +146,9 @@ func exitCode(err error) int {
 	}
 	if _, ok := errors.AsType[*net.OpError](err); ok {
 		return exitUnreachable
+	}
+	if errors.Is(err, errNotSignedIn) {
+		return exitDenied
 	}
 	p, ok := errors.AsType[*gateway.Problem](err)
 	if !ok {
@@ -193,11 +201,7 @@ connection that "holdfast login" saved, or of the local agent, through its socke
 			if len(args) == 0 {
 				return cmd.Help()
 			}
-			hint := ""
-			if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
-				hint = "; did you mean " + strings.Join(near, " or ") + "?"
-			}
-			return usagef(cmd, "unknown command %q%s", args[0], hint)
+			return unknownCommand(cmd, args[0])
 		},
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			if a.output != "table" && a.output != "json" {
@@ -236,10 +240,31 @@ var groups = []struct {
 	{"agent", "At a tenant's site:", agentCommands},
 }
 
+// unknownCommand names the commands that were perhaps meant.
+func unknownCommand(cmd *cobra.Command, word string) error {
+	cmd.SuggestionsMinimumDistance = 2
+	hint := ""
+	if near := cmd.SuggestionsFor(word); len(near) > 0 {
+		hint = "; did you mean " + strings.Join(near, " or ") + "?"
+	}
+	return usagef(cmd, "unknown command %q for %q%s", word, cmd.CommandPath(), hint)
+}
+
 // noun is a command that only groups others.
 func noun(use, short, long string, verbs ...*cobra.Command) *cobra.Command {
-	cmd := &cobra.Command{Use: use, Short: short, Long: long, Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return usagef(cmd, "say what to do with it") }}
+	cmd := &cobra.Command{Use: use, Short: short, Long: long, Args: cobra.ArbitraryArgs, // an unknown verb arrives here
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return unknownCommand(cmd, args[0])
+			}
+			var names []string
+			for _, verb := range cmd.Commands() {
+				if verb.IsAvailableCommand() {
+					names = append(names, verb.Name())
+				}
+			}
+			return usagef(cmd, "%s: say what to do: %s", cmd.CommandPath(), strings.Join(names, ", "))
+		}}
 	cmd.AddCommand(verbs...)
 	return cmd
 }

@@ -21,7 +21,7 @@ func statusCommand(a *app) *cobra.Command {
 				return err
 			}
 			return show(a, s, field{"version", s.Version}, field{"node", s.Node}, field{"started", timeText(s.Started)}, field{"database", s.Database},
-				field{"agents connected", strconv.FormatInt(s.Connections, 10)}, field{"repositories open", strconv.FormatInt(s.Repositories, 10)})
+				field{"connections of agents", strconv.FormatInt(s.Connections, 10)}, field{"repositories open", strconv.FormatInt(s.Repositories, 10)})
 		},
 	}
 }

@@ -296,7 +296,7 @@ or the provider:
 
   set -a; . %[3]s/dev.env; set +a
   holdfast tenant list
-  holdfast audit list
+  holdfast audit
 
 `, root, d.Socket(), d.ServerData())
 	<-ctx.Done()
