@@ -26,7 +26,8 @@ type FileRequest struct {
 }
 
 // File restores one disk to an image file. Until it is complete and synced the
-// file is called Path.part, and nothing remains of a restore that fails.
+// file is called Path.part, which one restore at a time may have, and nothing
+// remains of a restore that fails.
 func File(ctx context.Context, req FileRequest) (res Result, err error) {
 	began := time.Now()
 	defer func() { res.Duration = time.Since(began) }()
@@ -39,6 +40,9 @@ func File(ctx context.Context, req FileRequest) (res Result, err error) {
 	disk := req.Point.Manifest.Private.Disks[req.Disk]
 	part := req.Path + ".part"
 	w, err := image.Create(part, req.Format, req.Point.Manifest.Public.Disks[req.Disk].SizeBytes)
+	if errors.Is(err, fs.ErrExist) {
+		return res, fmt.Errorf("restore to %s: another restore writes to %s, or one was killed and it can be removed: %w", req.Path, part, fs.ErrExist)
+	}
 	if err != nil {
 		return res, err
 	}

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/uuid"
@@ -337,6 +338,32 @@ func TestFailedFileLeavesNothing(t *testing.T) {
 		if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
 			t.Errorf("%s: %v is left", format, left)
 		}
+	}
+}
+
+// Two restores to the same name would write into the same file, and the first
+// to end would call the mixture complete.
+func TestOneRestoreAtATimeWritesAFile(t *testing.T) {
+	s := newSite(t, 8*mib)
+	s.write(0, 0, 4*mib, 1)
+	s.backup()
+	s.write(0, 0, 4*mib, 2)
+	s.backup()
+	path := filepath.Join(t.TempDir(), "x")
+	var once sync.Once
+	_, err := restore.File(t.Context(), restore.FileRequest{Point: s.open(0), Path: path, Format: image.Raw, Progress: func(restore.Progress) {
+		once.Do(func() {
+			_, err := restore.File(t.Context(), restore.FileRequest{Point: s.open(1), Path: path, Format: image.Raw, Overwrite: true})
+			if !errors.Is(err, fs.ErrExist) {
+				t.Errorf("a second restore to the same name = %v", err)
+			}
+		})
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, s.moments[0][0]) {
+		t.Errorf("the file's disk differs (%v)", err)
 	}
 }
 

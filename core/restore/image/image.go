@@ -23,8 +23,8 @@ func Formats() []Format { return []Format{Raw, QCOW2, VMDK} }
 
 const sector = 512
 
-// Create starts an image of a disk of sizeBytes in a new file, or in one that
-// is emptied first. qcow2 and VMDK round the size up to whole sectors.
+// Create starts an image of a disk of sizeBytes in a new file; one that exists,
+// a link included, is fs.ErrExist. qcow2 and VMDK round the size up to whole sectors.
 func Create(path string, format Format, sizeBytes int64) (sdk.BlockWriter, error) {
 	if sizeBytes < 0 {
 		return nil, fmt.Errorf("create image %s of %d bytes: %w", path, sizeBytes, sdk.ErrInvalid)
@@ -33,7 +33,7 @@ func Create(path string, format Format, sizeBytes int64) (sdk.BlockWriter, error
 	if !ok {
 		return nil, fmt.Errorf("create image %s: format %q is not one of %v: %w", path, format, Formats(), sdk.ErrInvalid)
 	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600) // a disk's content is nobody else's business
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600) // a disk's content is nobody else's business
 	if err != nil {
 		return nil, fmt.Errorf("create image: %w", err)
 	}
