@@ -436,7 +436,8 @@ func TestAbortedAndIdleSessionsBecomeWaste(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := b.send(ctx, randomDisk(r, 100*testChunk)); err != nil {
+		d := randomDisk(r, 100*testChunk)
+		if _, err := b.send(ctx, d); err != nil {
 			t.Fatal(err)
 		}
 		if u := s.wantBooks(); u.PendingBytes == 0 || u.SpooledBytes == 0 {
@@ -459,6 +460,18 @@ func TestAbortedAndIdleSessionsBecomeWaste(t *testing.T) {
 		}
 		if u := s.wantBooks(); u.PendingBytes != 0 || u.WasteBytes == 0 || u.SpooledBytes != 0 {
 			t.Errorf("usage after %s: %+v", how, u)
+		}
+		if how == "abort" {
+			next, err := s.begin(ctx, newMachine(), "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := next.send(ctx, d); err != nil || next.sent != 0 {
+				t.Errorf("%d records are sent again after an abort, %v", next.sent, err)
+			}
+			if err := next.session.Abort(ctx); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 	entries, err := os.ReadDir(filepath.Join(s.spool, s.id))

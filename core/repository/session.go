@@ -586,9 +586,13 @@ func (s *Session) shipAll(ctx context.Context) error {
 	return s.shipSealed(ctx)
 }
 
-// Abort gives the session up. What it brought stays until it is collected. A
-// session that has committed cannot be given up.
-func (s *Session) Abort(ctx context.Context) error {
+// Abort gives the session up. What it brought stays until it is collected, so
+// that the next session need not send it again. A session that has committed
+// cannot be given up.
+func (s *Session) Abort(ctx context.Context) error { return s.abort(ctx, true) }
+
+// abort gives the session up; keep brings what is spooled to the store first.
+func (s *Session) abort(ctx context.Context, keep bool) error {
 	s.ending.Lock()
 	defer s.ending.Unlock()
 	s.mu.Lock()
@@ -605,6 +609,11 @@ func (s *Session) Abort(ctx context.Context) error {
 	}
 	if s.isEnded() {
 		return fmt.Errorf("abort: point %s is committed: %w", s.done, ErrRefused)
+	}
+	if keep {
+		if err := s.shipAll(ctx); err != nil {
+			s.r.log.Warn("what an aborted session brought is lost in part", "session", sessionText(s.id), "error", err)
+		}
 	}
 	return s.end("")
 }
@@ -673,7 +682,7 @@ func (r *Repository) ExpireSessions(ctx context.Context, idle time.Duration) ([]
 	var ids []chunk.SessionID
 	var errs []error
 	for _, s := range old {
-		if err := s.Abort(ctx); err != nil {
+		if err := s.abort(ctx, false); err != nil { // nobody comes back for it
 			errs = append(errs, err)
 			continue
 		}
