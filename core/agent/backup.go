@@ -220,12 +220,16 @@ func (b *backingUp) backupMachine(ctx context.Context, e host.Endpoint, p sdk.Pl
 		return result, err
 	}
 	id := pointID(b.exec.Run(), m.ID, b.exec.Run().Attempts)
+	tried, err := b.tried(ctx, m.ID)
+	if err != nil {
+		return result, err
+	}
 	compare := known.Runs >= compareRuns || !known.Compared.IsZero() && b.agent.now().Sub(known.Compared) >= compareDays*24*time.Hour
 	made, err := backup.Run(ctx, backup.Request{
 		Platform: p, PlatformName: e.Plugin, Endpoint: e.Name, Source: m.ID,
 		Op:           sdk.Op{ID: b.exec.Run().ID + "/" + string(m.ID), Epoch: known.Epoch},
 		RepositoryID: b.job.Repository, Repository: &resumable{Repository: b.store.repository, agent: b.agent, machine: &known, run: ctx}, Keys: b.keys,
-		Machine: known.ID, Owner: b.agent.Name, Point: id, Remembered: known.Remembered, Held: known.Held,
+		Machine: known.ID, Owner: b.agent.Name, Point: id, Remembered: known.Remembered, Tried: tried, Held: known.Held,
 		ChunkSize: b.store.info.ChunkSize, FanOut: b.store.info.FanOut,
 		Quiesce: b.job.Quiesce, Exclude: m.Exclude, CompareAll: compare,
 		Tasks:    max(1, min(maxTasks, b.site.Tenant.MaxTasks)),
@@ -258,6 +262,24 @@ func pointID(r job.Run, m sdk.MachineID, attempt int) point.ID {
 	copy(sum[:8], run[:8]) // the time and the version stay those of the run, so that ids sort
 	sum[6] = sum[6]&0x0f | 0x70
 	return point.ID(sum.String())
+}
+
+// triedRuns is how many runs back a commit that was not answered is known.
+const triedRuns = 50
+
+// tried are the ids of all points that the last runs may have made of a machine.
+func (b *backingUp) tried(ctx context.Context, m sdk.MachineID) ([]point.ID, error) {
+	runs, err := b.agent.Runs.List(ctx, job.Query{All: true, Kind: RunBackup, Limit: triedRuns})
+	if err != nil {
+		return nil, fmt.Errorf("look for earlier runs: %w", err)
+	}
+	var ids []point.ID
+	for _, r := range runs {
+		for attempt := 1; attempt <= min(r.Attempts, job.DefaultMaxAttempts); attempt++ {
+			ids = append(ids, pointID(r, m, attempt))
+		}
+	}
+	return ids, nil
 }
 
 // alreadyCommitted finds the point that an earlier attempt of this run

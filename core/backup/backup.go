@@ -68,6 +68,9 @@ type Request struct {
 	// Remembered are the machine's last points that this agent saw committed,
 	// the newest first. A repository that shows another is an alert.
 	Remembered []point.ID
+	// Tried are the ids under which earlier runs of this agent may have committed
+	// without hearing of it: no alert, if they are newer than what is Remembered.
+	Tried []point.ID
 	// Held is the Result.Held of the machine's run before, so that no mark is
 	// forgotten at the source, whatever the repository shows.
 	Held      []HeldMark

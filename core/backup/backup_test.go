@@ -356,6 +356,22 @@ func TestHiddenPointRaisesAnAlert(t *testing.T) {
 	s.warned(s.backup(), backup.CodeUnknownPoint, true)
 }
 
+// A commit whose answer was lost is no attack; a point that was made so must
+// not hide a newer one either.
+func TestPointWhoseCommitWasNotAnsweredIsOurs(t *testing.T) {
+	s := newSite(t, 8*mib)
+	one := s.backup().Point
+	two := s.backup().Point
+	s.req.Remembered, s.req.Tried = []point.ID{one}, []point.ID{two}
+	res := s.backup()
+	if res.Previous != two || slices.ContainsFunc(res.Warnings, func(w backup.Warning) bool { return w.Alert }) {
+		t.Errorf("built on %s with %+v, want %s without an alert", res.Previous, res.Warnings, two)
+	}
+	s.req.Remembered, s.req.Tried = []point.ID{two}, []point.ID{one}
+	s.repo.points = s.repo.points[:1]
+	s.warned(s.backup(), backup.CodeUnknownPoint, true)
+}
+
 func TestMissingChunksAreSentBeforeCommitSucceeds(t *testing.T) {
 	s := newSite(t, 8*mib, 8*mib)
 	s.write(0, 0, 2*mib, 1)

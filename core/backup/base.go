@@ -42,6 +42,7 @@ func (r *run) last(ctx context.Context) (*point.Manifest, error) {
 	case place == 0 || id == r.Point:
 	case place > 0:
 		r.alert(CodeHidden, "the repository shows %s as the last point, but %s was committed after it", id, r.Remembered[0])
+	case len(r.Remembered) > 0 && slices.Contains(r.Tried, id) && id > r.Remembered[0]:
 	case len(r.Remembered) > 0:
 		r.alert(CodeUnknownPoint, "the repository shows %s as the last point, which this agent did not make; it made %s", id, r.Remembered[0])
 	}
