@@ -102,7 +102,7 @@ func (p *platform) probeEndpoint(ctx context.Context) (sdk.Report, error) {
 	if err != nil {
 		return sdk.Report{}, err
 	}
-	report := sdk.Report{Product: fmt.Sprintf("QEMU %s, libvirt %s", version(qemu), version(library))}
+	report := sdk.Report{Product: fmt.Sprintf("QEMU %s, libvirt %s", dotted(qemu), dotted(library))}
 	for _, a := range abilities {
 		report.Findings = append(report.Findings, sdk.Finding{Ability: a, Works: true})
 	}
@@ -146,7 +146,7 @@ func sentence(err error) string {
 	return err.Error() + "."
 }
 
-func version(n uint64) string { return fmt.Sprintf("%d.%d.%d", n/1_000_000, n/1000%1000, n%1000) }
+func dotted(n uint64) string { return fmt.Sprintf("%d.%d.%d", n/1_000_000, n/1000%1000, n%1000) }
 
 const (
 	hintConvert  = "convert the disk to qcow2"

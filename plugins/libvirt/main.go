@@ -7,13 +7,13 @@ import (
 	"github.com/holdfast-dr/holdfast/sdk/plugin"
 )
 
-// pluginVersion is set by the build: -ldflags "-X main.pluginVersion=…".
-var pluginVersion = "dev"
+// version is set by the build.
+var version = "dev"
 
 func main() {
 	plugin.Serve(plugin.Author{
 		Name:    "libvirt",
-		Version: pluginVersion,
+		Version: version,
 		Config:  &Config{},
 		Type:    (*platform)(nil),
 		Open: func(_ context.Context, config any) (sdk.Platform, error) {
