@@ -191,7 +191,7 @@ func (s *server) wire() {
 	provider := &api.Provider{
 		Version: versionText(), Now: time.Now, Ping: s.db.Ping, Status: s.status,
 		Users: s.db.Users(), Passwords: access.NewPasswords(passwordsAtOnce), Agents: s.db.Agents(), Tenants: s.db.Tenants(),
-		Locations: s.db.Locations(), Quotas: s.db.Quotas(), Runs: s.db.Runs(), Wake: s.runner.Wake, Audit: s.db.Audits(),
+		Locations: s.db.Locations(), Quotas: s.db.Quotas(), Runs: s.db.Runs(), Reports: s.db.Reports(), Wake: s.runner.Wake, Audit: s.db.Audits(),
 		Prepare: prepareLocation, Points: s.repositories.points, Notice: s.notice, SetCertificate: s.setCertificate,
 		DisconnectTenant: func(t tenant.ID) { s.gateway.DisconnectTenant(t) },
 		DisconnectAgent:  func(id string) { s.gateway.DisconnectAgent(id) },
@@ -313,9 +313,20 @@ func (s *server) bootstrap(ctx context.Context) error {
 	}
 	if !s.config.dev {
 		s.log.Warn("the first administrator was made", "sign in with",
-			fmt.Sprintf("holdfast login %s --fingerprint %s --token-file %s", s.config.Address, s.authority.Fingerprint(), file))
+			fmt.Sprintf("holdfast login %s --fingerprint %s --token-file %s", s.config.Address, s.pin(), file))
 	}
 	return nil
+}
+
+// pin is the fingerprint by which clients know the server: of the CA of the certificate that it presents, which need not be
+// the provider's own.
+func (s *server) pin() string {
+	notice, err := s.notice()
+	if err != nil {
+		s.log.Error("read the server's own certificate", "error", err)
+		return s.authority.Fingerprint().String()
+	}
+	return notice.Pin
 }
 
 // run serves until ctx ends, and then waits for what is in flight.
@@ -340,7 +351,7 @@ func (s *server) run(ctx context.Context, hangup <-chan os.Signal, listeners ...
 		}
 	})
 	for _, l := range listeners {
-		s.log.Info("serving", "address", l.Addr(), "fingerprint", s.authority.Fingerprint())
+		s.log.Info("serving", "address", l.Addr(), "fingerprint", s.pin())
 	}
 	return group.Wait()
 }

@@ -24,7 +24,7 @@ func chooseStage(ctx context.Context, dir string) (stage, error) {
 	}
 	s, err := site.Start(ctx, site.Options{})
 	if err != nil {
-		return newSimulated(dir, fmt.Sprintf("libvirtd does not start here: %v", err))
+		return newSimulated(dir, "libvirtd does not start here: "+strings.TrimSpace(err.Error()))
 	}
 	return &hosted{site: s}, nil
 }
