@@ -13,7 +13,7 @@ import (
 func tenantCommand(a *app) *cobra.Command {
 	return noun("tenant", "Who rents: create, list, change, disable, delete", "",
 		tenantCreateCommand(a), tenantListCommand(a), tenantShowCommand(a), tenantUpdateCommand(a),
-		tenantSwitchCommand(a, true), tenantSwitchCommand(a, false), tenantDeleteCommand(a), tenantAgentsCommand(a), tenantRevokeCommand(a))
+		tenantSwitchCommand(a, true), tenantSwitchCommand(a, false), tenantDeleteCommand(a), tenantAgentsCommand(a), tenantRunsCommand(a), tenantRevokeCommand(a))
 }
 
 func showTenant(a *app, t client.Tenant) error {
@@ -244,6 +244,44 @@ func tenantAgentsCommand(a *app) *cobra.Command {
 		},
 	}
 	a.tenantFlag(cmd, &name, "whose agents")
+	return cmd
+}
+
+func tenantRunsCommand(a *app) *cobra.Command {
+	var name string
+	var limit int
+	cmd := &cobra.Command{
+		Use: "runs", Short: "List the runs that a tenant's sites report",
+		Long: `List the runs that a tenant's sites report, newest first, as each site last told of it. What failed at the site is a
+failure here, with the side on which the cause lies.`,
+		Example: "  holdfast tenant runs --tenant Acme\n  holdfast tenant runs --tenant Acme --limit 1000 -o json", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.provider()
+			if err != nil {
+				return err
+			}
+			id, err := needScope(cmd, c, name)
+			if err != nil {
+				return err
+			}
+			all, err := read[[]client.SiteRun](c.ListSiteRuns(cmd.Context(), id, &client.ListSiteRunsParams{Limit: given(int64(limit))}))
+			if err != nil {
+				return err
+			}
+			type row = client.SiteRun
+			return list(a, all,
+				column[row]{title: "started", value: func(r row) string { return timeText(r.Started) }},
+				column[row]{title: "kind", value: func(r row) string { return r.Kind }},
+				column[row]{title: "job", value: func(r row) string { return r.Job }},
+				column[row]{title: "state", value: func(r row) string { return string(r.State) }},
+				column[row]{title: "machines", right: true, value: func(r row) string { return strconv.FormatInt(r.Machines, 10) }},
+				column[row]{title: "sent", right: true, value: func(r row) string { return bytesText(r.SentBytes) }},
+				column[row]{title: "side", value: func(r row) string { return deref(r.Side) }},
+				column[row]{title: "failure", value: func(r row) string { return deref(r.Failure) }})
+		},
+	}
+	cmd.Flags().IntVar(&limit, "limit", 100, "how many at most")
+	a.tenantFlag(cmd, &name, "whose sites")
 	return cmd
 }
 

@@ -29,6 +29,7 @@ type Provider struct {
 	Users     access.Users
 	Passwords *access.Passwords
 	Agents    access.Agents
+	Reports   gateway.Reports // what agents tell of their runs
 	Tenants   tenant.Store
 	Locations blob.LocationStore
 	Quotas    quota.Store

@@ -34,6 +34,7 @@ var providerRows = map[string]Row{
 	"create-enrolment": inTenant(access.Manage),
 	"delete-enrolment": inTenant(access.Manage),
 	"list-agents":      inTenant(access.View),
+	"list-site-runs":   inTenant(access.View),
 	"revoke-agent":     inTenant(access.Manage),
 
 	"list-repositories": provider(access.View),
@@ -71,6 +72,7 @@ func registerProvider(h huma.API, p *Provider) {
 	registerUsers(h, p)
 	registerTenants(h, p)
 	registerAgents(h, p)
+	registerReports(h, p)
 	registerRepositories(h, p)
 	registerRuns(h, p)
 }

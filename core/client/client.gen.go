@@ -236,6 +236,36 @@ func (e SitePointStatusKind) Valid() bool {
 	}
 }
 
+// Defines values for SiteRunState.
+const (
+	SiteRunStateCancelled SiteRunState = "cancelled"
+	SiteRunStateFailed    SiteRunState = "failed"
+	SiteRunStateRunning   SiteRunState = "running"
+	SiteRunStateSucceeded SiteRunState = "succeeded"
+	SiteRunStateWaiting   SiteRunState = "waiting"
+	SiteRunStateWarned    SiteRunState = "warned"
+)
+
+// Valid indicates whether the value is a known member of the SiteRunState enum.
+func (e SiteRunState) Valid() bool {
+	switch e {
+	case SiteRunStateCancelled:
+		return true
+	case SiteRunStateFailed:
+		return true
+	case SiteRunStateRunning:
+		return true
+	case SiteRunStateSucceeded:
+		return true
+	case SiteRunStateWaiting:
+		return true
+	case SiteRunStateWarned:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for SiteRunProgressBottleneck.
 const (
 	SiteRunProgressBottleneckCpu        SiteRunProgressBottleneck = "cpu"
@@ -1214,6 +1244,39 @@ type SiteRetention struct {
 	Points *int64 `json:"points,omitempty"`
 }
 
+// SiteRun defines model for SiteRun.
+type SiteRun struct {
+	// Agent Id of the agent
+	Agent      string     `json:"agent"`
+	Bottleneck *string    `json:"bottleneck,omitempty"`
+	DoneBytes  int64      `json:"done_bytes"`
+	Ended      *time.Time `json:"ended,omitempty"`
+	Failure    *string    `json:"failure,omitempty"`
+
+	// Job What the site calls the job
+	Job string `json:"job"`
+
+	// Kind Examples: backup
+	Kind string `json:"kind"`
+
+	// Machines That have ended
+	Machines int64 `json:"machines"`
+
+	// Received When the agent last told of it
+	Received  time.Time `json:"received"`
+	Run       string    `json:"run"`
+	SentBytes int64     `json:"sent_bytes"`
+
+	// Side Where the cause lies: tenant or provider
+	Side       *string      `json:"side,omitempty"`
+	Started    time.Time    `json:"started"`
+	State      SiteRunState `json:"state"`
+	TotalBytes int64        `json:"total_bytes"`
+}
+
+// SiteRunState defines model for SiteRun.State.
+type SiteRunState string
+
 // SiteRunProgress defines model for SiteRunProgress.
 type SiteRunProgress struct {
 	Bottleneck *SiteRunProgressBottleneck `json:"bottleneck,omitempty"`
@@ -1587,6 +1650,13 @@ type VerifyCloudRepositoryParams struct {
 type CreateEnrolmentParams struct {
 	// IdempotencyKey Chosen by the caller; a repeated request with the same key and body is answered what the first one was
 	IdempotencyKey *string `json:"Idempotency-Key,omitempty"`
+}
+
+// ListSiteRunsParams defines parameters for ListSiteRuns.
+type ListSiteRunsParams struct {
+	// Before Only runs that started before this moment
+	Before *time.Time `form:"before,omitempty" json:"before,omitempty"`
+	Limit  *int64     `form:"limit,omitempty" json:"limit,omitempty"`
 }
 
 // DeleteTokenParams defines parameters for DeleteToken.
@@ -2636,6 +2706,15 @@ type ClientInterface interface {
 	//
 	// Corresponds with PUT /v1/tenants/{tenant}/lease (the `SetLease` operationId).
 	SetLease(ctx context.Context, tenant string, body SetLeaseJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListSiteRuns List the runs that a tenant's agents report
+	//
+	// Newest first. What a site says of itself: a failure at the site is a failure here.
+	//
+	// Needs the view level on the tenant.
+	//
+	// Corresponds with GET /v1/tenants/{tenant}/runs (the `ListSiteRuns` operationId).
+	ListSiteRuns(ctx context.Context, tenant string, params *ListSiteRunsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// DeleteToken End a token
 	//
@@ -4548,6 +4627,25 @@ func (c *Client) SetLeaseWithBody(ctx context.Context, tenant string, contentTyp
 // Corresponds with PUT /v1/tenants/{tenant}/lease (the `SetLease` operationId).
 func (c *Client) SetLease(ctx context.Context, tenant string, body SetLeaseJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewSetLeaseRequest(c.Server, tenant, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListSiteRuns List the runs that a tenant's agents report
+//
+// Newest first. What a site says of itself: a failure at the site is a failure here.
+//
+// Needs the view level on the tenant.
+//
+// Corresponds with GET /v1/tenants/{tenant}/runs (the `ListSiteRuns` operationId).
+func (c *Client) ListSiteRuns(ctx context.Context, tenant string, params *ListSiteRunsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListSiteRunsRequest(c.Server, tenant, params)
 	if err != nil {
 		return nil, err
 	}
@@ -8155,6 +8253,79 @@ func NewSetLeaseRequestWithBody(server string, tenant string, contentType string
 	return req, nil
 }
 
+// NewListSiteRunsRequest constructs an http.Request for the ListSiteRuns method
+func NewListSiteRunsRequest(server string, tenant string, params *ListSiteRunsParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "tenant", tenant, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tenants/%s/runs", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Before != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "before", *params.Before, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewDeleteTokenRequest constructs an http.Request for the DeleteToken method
 func NewDeleteTokenRequest(server string, token string, params *DeleteTokenParams) (*http.Request, error) {
 	var err error
@@ -9646,6 +9817,17 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with PUT /v1/tenants/{tenant}/lease (the `SetLease` operationId).
 	SetLeaseWithResponse(ctx context.Context, tenant string, body SetLeaseJSONRequestBody, reqEditors ...RequestEditorFn) (*SetLeaseResponse, error)
+
+	// ListSiteRunsWithResponse List the runs that a tenant's agents report
+	//
+	// Newest first. What a site says of itself: a failure at the site is a failure here.
+	//
+	// Needs the view level on the tenant.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/tenants/{tenant}/runs (the `ListSiteRuns` operationId).
+	ListSiteRunsWithResponse(ctx context.Context, tenant string, params *ListSiteRunsParams, reqEditors ...RequestEditorFn) (*ListSiteRunsResponse, error)
 
 	// DeleteTokenWithResponse End a token
 	//
@@ -13361,6 +13543,54 @@ func (r SetLeaseResponse) ContentType() string {
 	return ""
 }
 
+type ListSiteRunsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *[]SiteRun
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListSiteRunsResponse) GetJSON200() *[]SiteRun {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListSiteRunsResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListSiteRunsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListSiteRunsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListSiteRunsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListSiteRunsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type DeleteTokenResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -15235,6 +15465,23 @@ func (c *ClientWithResponses) SetLeaseWithResponse(ctx context.Context, tenant s
 		return nil, err
 	}
 	return ParseSetLeaseResponse(rsp)
+}
+
+// ListSiteRunsWithResponse List the runs that a tenant's agents report
+//
+// Newest first. What a site says of itself: a failure at the site is a failure here.
+//
+// Needs the view level on the tenant.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/tenants/{tenant}/runs (the `ListSiteRuns` operationId).
+func (c *ClientWithResponses) ListSiteRunsWithResponse(ctx context.Context, tenant string, params *ListSiteRunsParams, reqEditors ...RequestEditorFn) (*ListSiteRunsResponse, error) {
+	rsp, err := c.ListSiteRuns(ctx, tenant, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListSiteRunsResponse(rsp)
 }
 
 // DeleteTokenWithResponse End a token
@@ -17874,6 +18121,39 @@ func ParseSetLeaseResponse(rsp *http.Response) (*SetLeaseResponse, error) {
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest Tenant
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListSiteRunsResponse parses an HTTP response from a ListSiteRunsWithResponse call
+func ParseListSiteRunsResponse(rsp *http.Response) (*ListSiteRunsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListSiteRunsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest []SiteRun
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}

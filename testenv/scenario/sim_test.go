@@ -429,6 +429,31 @@ func TestTwoDisksWithTheSameContentAreStoredOnce(t *testing.T) {
 	}
 }
 
+// The provider sees that a tenant's job failed, why, and on which side.
+func TestProviderSeesTheFailedJobOfATenant(t *testing.T) {
+	l := newLab(t, stack.Options{})
+	m := l.machine("web", 16*mib)
+	l.noise(m, 0, 0, 4*mib, 1)
+	l.do("job", "create", "nightly", "--endpoint", "lab", "--repository", "backups", "--all")
+	l.backup("nightly")
+	_, err := l.Provider(t.Context(), "quota", "set", "backups", "1MiB", "--tenant", "demo")
+	l.must(err)
+	l.noise(m, 0, 8*mib, 4*mib, 2)
+	if _, err := l.Run(t.Context(), "job", "run", "nightly", "--wait"); err == nil || !strings.Contains(err.Error(), "is full") {
+		t.Fatalf("a backup beyond the quota: %v", err)
+	}
+	var runs []struct{ Job, State, Failure, Side string }
+	l.must(l.ProviderJSON(t.Context(), &runs, "tenant", "runs", "--tenant", "demo"))
+	if len(runs) != 2 || runs[0].State != "failed" || runs[0].Job != "nightly" || !strings.Contains(runs[0].Failure, "is full") || runs[1].State != "succeeded" {
+		t.Errorf("what the provider sees: %+v", runs)
+	}
+	_, err = l.Provider(t.Context(), "quota", "set", "backups", "1GiB", "--tenant", "demo")
+	l.must(err)
+	if again := l.backup("nightly").Machines[0]; again.Kind != "incremental" {
+		t.Errorf("with room again: %+v", again)
+	}
+}
+
 // A tenant is deleted for good: with its backups if the provider says so, and
 // never by accident.
 func TestDeletedTenantsBackupsAreErased(t *testing.T) {
