@@ -100,3 +100,21 @@ func (e *IncompleteError) Error() string {
 func (e *IncompleteError) Hint() string {
 	return "run verify; back the machines up again so that the pages come back, or forget the points that it names"
 }
+
+// EmptyStoreError refuses an import from a store in which not one point is to
+// be found although the catalogue knows some: most likely the store is not
+// mounted, and a catalogue without points would let the next collection delete
+// everything once it is.
+type EmptyStoreError struct{ Repository string }
+
+func (e *EmptyStoreError) Error() string {
+	return fmt.Sprintf("repository %s: the store has no manifest of any point that the catalogue knows", e.Repository)
+}
+
+// Hint says what to look at.
+func (e *EmptyStoreError) Hint() string {
+	return "see that the repository's disk is mounted at its path, then import again; points that are really lost can be forgotten one by one"
+}
+
+// Is makes it an ErrRefused.
+func (e *EmptyStoreError) Is(target error) bool { return target == ErrRefused }

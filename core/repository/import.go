@@ -73,6 +73,9 @@ func (i *importer) run(ctx context.Context) error {
 	if err := i.lost(ctx); err != nil {
 		return err
 	}
+	if len(points) == 0 && len(i.report.Lost) > 0 {
+		return &EmptyStoreError{Repository: i.r.id}
+	}
 	newest, err := i.r.newestEpoch(ctx)
 	if err != nil {
 		return err

@@ -411,6 +411,33 @@ func TestImportRebuildsTheCatalogue(t *testing.T) {
 	}
 }
 
+// A disk that is not mounted must not cost the catalogue: with no point in it,
+// the next collection would delete everything once the disk is back.
+func TestImportFromAnEmptyStoreKeepsTheCatalogue(t *testing.T) {
+	s, r := newSite(t), seeded(t)
+	ctx := testContext(t)
+	kept := s.backup(newMachine(), "", randomDisk(r, 10*testChunk))
+	var gone []string
+	for object, err := range s.blobs.List(ctx, s.id+"/points/") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		gone = append(gone, object.Name)
+	}
+	for _, name := range gone {
+		if err := s.blobs.Delete(ctx, name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var empty *repository.EmptyStoreError
+	if _, err := s.repo.Import(ctx); len(gone) == 0 || !errors.As(err, &empty) {
+		t.Errorf("import from a store without points: %v, want an EmptyStoreError", err)
+	}
+	if points, err := s.repo.Points(ctx, "", "", 0); err != nil || len(points) != 1 || points[0].ID != kept {
+		t.Errorf("points after the refused import: %v, %v", points, err)
+	}
+}
+
 func TestWrapsAreKept(t *testing.T) {
 	s := newSite(t)
 	ctx := testContext(t)
