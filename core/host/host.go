@@ -30,7 +30,10 @@ type Options struct {
 	Idle time.Duration
 	// CallLimit is passed on to plugins; 0 means sdk.CallLimit.
 	CallLimit time.Duration
-	Log       *slog.Logger // nil: nothing is logged
+	// Starter chooses where an endpoint's process runs; nil, for the function
+	// or its answer, means on this machine.
+	Starter func(Endpoint) (Starter, error)
+	Log     *slog.Logger // nil: nothing is logged
 }
 
 // Host keeps plugin processes. Its methods may be called from several

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/holdfast-dr/holdfast/sdk"
+	"github.com/holdfast-dr/holdfast/sdk/plugin"
 	"github.com/holdfast-dr/holdfast/sdk/sim"
 )
 
@@ -153,7 +154,7 @@ func pid(t *testing.T, p *Platform) int {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return process.PID()
+	return process.(*plugin.Process).PID()
 }
 
 // kill kills the process of a platform and waits until it is known to be dead.
@@ -163,7 +164,7 @@ func kill(t *testing.T, p *Platform) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := syscall.Kill(process.PID(), syscall.SIGKILL); err != nil {
+	if err := syscall.Kill(process.(*plugin.Process).PID(), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	<-process.Done()
@@ -267,7 +268,7 @@ func TestOneProcessForAnEndpoint(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			pids[i] = process.PID()
+			pids[i] = process.(*plugin.Process).PID()
 		})
 	}
 	group.Wait()

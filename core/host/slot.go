@@ -37,7 +37,7 @@ type slot struct {
 
 	turn chan struct{} // holds one token; who took it may use the fields below
 
-	process  *plugin.Process
+	process  Process
 	started  time.Time
 	failures int       // since the last process that lived
 	notUntil time.Time // when the next start may be
@@ -51,7 +51,7 @@ func newSlot(h *Host, e Endpoint) *slot {
 }
 
 // running gives the process, and starts one if there is none.
-func (s *slot) running(ctx context.Context) (*plugin.Process, error) {
+func (s *slot) running(ctx context.Context) (Process, error) {
 	select {
 	case <-s.turn:
 	case <-ctx.Done():
@@ -91,7 +91,7 @@ func (s *slot) running(ctx context.Context) (*plugin.Process, error) {
 }
 
 // start starts the enabled binary for this architecture.
-func (s *slot) start(ctx context.Context) (*plugin.Process, error) {
+func (s *slot) start(ctx context.Context) (Process, error) {
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
 	defer context.AfterFunc(s.host.closing, cancel)()
@@ -99,11 +99,30 @@ func (s *slot) start(ctx context.Context) (*plugin.Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	return plugin.Start(ctx, plugin.Launch{
+	starter, err := s.host.starter(s.endpoint)
+	if err != nil {
+		return nil, err
+	}
+	return starter.Start(ctx, Start{Endpoint: s.endpoint, Program: enabled, Launch: plugin.Launch{
 		Path: enabled.Path, SHA256: enabled.SHA256, Settings: s.endpoint.Settings,
 		RunDir: s.host.options.RunDir, CallLimit: s.host.options.CallLimit,
 		Log: s.host.log.With("endpoint", s.endpoint.Name),
-	})
+	}})
+}
+
+// starter is who starts the process of an endpoint.
+func (h *Host) starter(e Endpoint) (Starter, error) {
+	if h.options.Starter == nil {
+		return onThisMachine{}, nil
+	}
+	starter, err := h.options.Starter(e)
+	if err != nil {
+		return nil, fmt.Errorf("choose where plugin %s runs for endpoint %s: %w", e.Plugin, e.Name, err)
+	}
+	if starter == nil {
+		starter = onThisMachine{}
+	}
+	return starter, nil
 }
 
 // died forgets a process that ended by itself.

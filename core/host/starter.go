@@ -1,0 +1,48 @@
+package host
+
+import (
+	"context"
+
+	"github.com/holdfast-dr/holdfast/sdk"
+	"github.com/holdfast-dr/holdfast/sdk/plugin"
+)
+
+// Process is a plugin that runs for one endpoint, wherever it does.
+// *plugin.Process is one on this machine.
+type Process interface {
+	// Platform is the author's platform. It lasts as long as the process.
+	Platform() sdk.Platform
+	// Describe is what the plugin says of itself.
+	Describe() plugin.Description
+	// Done is closed when the process has ended, or cannot be reached any more.
+	Done() <-chan struct{}
+	// Close ends it, and returns when nothing of it is left here.
+	Close() error
+}
+
+var _ Process = (*plugin.Process)(nil)
+
+// Start says what a Starter starts.
+type Start struct {
+	Endpoint Endpoint
+	Program  Enabled       // pinned: no other binary may be run
+	Launch   plugin.Launch // complete for a start on this machine
+}
+
+// Starter starts plugins somewhere. ctx bounds the start alone. A start that
+// fails leaves nothing running. Whoever starts a binary on another machine
+// compares the checksum there.
+type Starter interface {
+	Start(ctx context.Context, s Start) (Process, error)
+}
+
+// onThisMachine is the Starter that starts plugins as children of the host.
+type onThisMachine struct{}
+
+func (onThisMachine) Start(ctx context.Context, s Start) (Process, error) {
+	p, err := plugin.Start(ctx, s.Launch)
+	if err != nil {
+		return nil, err // a nil *plugin.Process would not be a nil Process
+	}
+	return p, nil
+}
