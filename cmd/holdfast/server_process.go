@@ -190,7 +190,7 @@ func (s *server) wire() {
 	})
 	provider := &api.Provider{
 		Version: versionText(), Now: time.Now, Ping: s.db.Ping, Status: s.status,
-		Users: s.db.Users(), Passwords: access.NewPasswords(passwordsAtOnce), Agents: s.db.Agents(), Tenants: s.db.Tenants(),
+		Users: s.db.Users(), Passwords: access.NewPasswords(passwordsAtOnce), Attempts: access.NewAttempts(time.Now), Agents: s.db.Agents(), Tenants: s.db.Tenants(),
 		Locations: s.db.Locations(), Quotas: s.db.Quotas(), Runs: s.db.Runs(), Reports: s.db.Reports(), Wake: s.runner.Wake, Audit: s.db.Audits(),
 		Prepare: prepareLocation, Points: s.repositories.points, Notice: s.notice, SetCertificate: s.setCertificate,
 		DisconnectTenant: func(t tenant.ID) { s.gateway.DisconnectTenant(t) },

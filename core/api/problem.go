@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"math"
 	"net/http"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -83,6 +84,11 @@ func problemOf(err error) *gateway.Problem {
 	}
 	if e, ok := errors.AsType[*blob.InUseError](err); ok {
 		return conflict(e.Hint())
+	}
+	if e, ok := errors.AsType[*access.WaitError](err); ok {
+		p := gateway.NewProblem(http.StatusTooManyRequests, gateway.CodeBusy, e.Error()).WithHint("wait, then sign in again")
+		p.RetryAfter = int(math.Ceil(e.Wait.Seconds()))
+		return p
 	}
 	if e, ok := errors.AsType[*quota.NotEmptyError](err); ok {
 		return conflict(e.Hint())

@@ -28,6 +28,7 @@ type Provider struct {
 	Status    func(context.Context) Status
 	Users     access.Users
 	Passwords *access.Passwords
+	Attempts  *access.Attempts
 	Agents    access.Agents
 	Reports   gateway.Reports // what agents tell of their runs
 	Tenants   tenant.Store

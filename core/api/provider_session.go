@@ -70,7 +70,14 @@ func (p *Provider) health(ctx context.Context, _ *struct{}) (*struct{ Body Healt
 	return &struct{ Body Health }{Health{Status: "ok", Version: p.Version, Time: p.Now().UTC()}}, nil
 }
 
-func (p *Provider) login(ctx context.Context, in *loginInput) (*newTokenOutput, error) {
+func (p *Provider) login(ctx context.Context, in *loginInput) (_ *newTokenOutput, err error) {
+	origin, _ := audit.From(ctx)
+	// By the name that was typed: what exists cannot be told from who has to wait.
+	finish, err := p.Attempts.Begin(origin.Address, in.Body.Tenant, in.Body.User)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { finish(err) }()
 	scope := tenant.Provider
 	if in.Body.Tenant != "" {
 		t, err := p.Tenants.ByName(ctx, in.Body.Tenant)

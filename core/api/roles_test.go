@@ -63,7 +63,7 @@ func newWorld(t *testing.T) *world {
 	}
 	w.handler = api.NewProviderHandler(&api.Provider{
 		Version: "test", Now: time.Now, Ping: db.Ping, Status: func(context.Context) api.Status { return api.Status{Version: "test"} },
-		Users: db.Users(), Passwords: access.NewPasswords(1), Agents: db.Agents(), Tenants: db.Tenants(), Locations: db.Locations(),
+		Users: db.Users(), Passwords: access.NewPasswords(1), Attempts: access.NewAttempts(time.Now), Agents: db.Agents(), Tenants: db.Tenants(), Locations: db.Locations(),
 		Quotas: db.Quotas(), Runs: db.Runs(), Reports: db.Reports(), Wake: func() {}, Audit: db.Audits(),
 		Prepare: func(context.Context, blob.Location) error { return nil },
 		Points: func(context.Context, string, point.MachineID, point.ID, int) ([]gateway.PointInfo, error) {
@@ -434,5 +434,21 @@ func TestCommittedDocumentIsCurrent(t *testing.T) {
 	}
 	if !bytes.Equal(got, want) {
 		t.Error("openapi.json is not what the program prints: go generate ./core/client")
+	}
+}
+
+func TestGuessingPasswordsIsSlowedDown(t *testing.T) {
+	w := newWorld(t)
+	body := map[string]string{"user": "nobody", "password": "x"}
+	for i := 1; ; i++ {
+		status, answer := w.call("POST", "/v1/login", "", body)
+		if status == http.StatusUnauthorized && i <= 20 {
+			continue
+		}
+		var p gateway.Problem
+		if err := json.Unmarshal(answer, &p); err != nil || status != http.StatusTooManyRequests || p.Code != gateway.CodeBusy || p.RetryAfter < 1 || p.Hint == "" {
+			t.Fatalf("login %d: %d %s (%v), want 429 that says when to try again", i, status, answer, err)
+		}
+		break
 	}
 }
