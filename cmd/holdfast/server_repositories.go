@@ -247,12 +247,19 @@ func pointInfos(records []repository.PointRecord) []gateway.PointInfo {
 }
 
 // tend gives up what has been idle for too long, erases what deleted tenants
-// left, and starts collections that are due.
+// left, forgets old runs, and starts collections that are due.
 func (s *repositories) tend(ctx context.Context, every, collect time.Duration) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
+	var pruned time.Time
 	for {
 		s.eraseRetired(ctx)
+		if now := time.Now(); now.Sub(pruned) > 24*time.Hour {
+			if err := s.prune(ctx, now.Add(-keepRuns)); err != nil && ctx.Err() == nil {
+				s.log.ErrorContext(ctx, "forget old runs", "error", err)
+			}
+			pruned = now
+		}
 		if collect > 0 {
 			if err := s.collectDue(ctx, collect); err != nil && ctx.Err() == nil {
 				s.log.ErrorContext(ctx, "start collections", "error", err)

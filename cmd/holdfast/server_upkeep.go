@@ -39,6 +39,17 @@ func (s *repositories) collectDue(ctx context.Context, every time.Duration) erro
 	}
 }
 
+// keepRuns is how long ended runs, of this server and of the agents, are
+// remembered: a year, and some weeks for those who look back at it.
+const keepRuns = 400 * 24 * time.Hour
+
+// prune forgets runs that ended before a time.
+func (s *repositories) prune(ctx context.Context, before time.Time) error {
+	_, err := s.db.Runs().Prune(ctx, before)
+	_, reports := s.db.PruneReports(ctx, before)
+	return errors.Join(err, reports)
+}
+
 // upkeepPage is how many cloud repositories are looked at in one query.
 const upkeepPage = 100
 

@@ -67,3 +67,15 @@ func (s reports) List(ctx context.Context, in tenant.ID, before time.Time, limit
 	}
 	return all, nil
 }
+
+// PruneReports forgets what agents told before a time, and says how much.
+func (db *DB) PruneReports(ctx context.Context, before time.Time) (n int64, err error) {
+	err = db.write(ctx, func(t *tx) error {
+		n, err = t.exec(ctx, "DELETE FROM reports WHERE received < $1", micros(before))
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("prune reports of runs: %w", err)
+	}
+	return n, nil
+}
