@@ -145,7 +145,7 @@ func (h *Host) slotsOf(name string) []*slot {
 
 // Describe is what an enabled plugin said of itself when it was enabled.
 func (h *Host) Describe(ctx context.Context, name string) (plugin.Description, error) {
-	enabled, err := h.enabled(ctx, name)
+	enabled, err := h.enabled(ctx, name, runtime.GOARCH)
 	if err != nil {
 		return plugin.Description{}, err
 	}

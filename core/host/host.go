@@ -1,7 +1,6 @@
 package host
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -129,7 +128,7 @@ func (h *Host) use(e Endpoint) (*slot, error) {
 		return nil, sdk.Errorf(sdk.ErrUnavailable, sdk.FaultHost, "the plugin host is closed")
 	}
 	s, ok := h.slots[e.ID]
-	if ok && (s.endpoint.Plugin != e.Plugin || !bytes.Equal(s.endpoint.Settings, e.Settings)) {
+	if ok && !s.endpoint.sameProcess(e) {
 		h.retireLocked(s)
 		ok = false
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -95,19 +94,21 @@ func (s *slot) start(ctx context.Context) (Process, error) {
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
 	defer context.AfterFunc(s.host.closing, cancel)()
-	enabled, err := s.host.enabled(ctx, s.endpoint.Plugin)
-	if err != nil {
-		return nil, err
-	}
 	starter, err := s.host.starter(s.endpoint)
 	if err != nil {
 		return nil, err
 	}
-	return starter.Start(ctx, Start{Endpoint: s.endpoint, Program: enabled, Launch: plugin.Launch{
-		Path: enabled.Path, SHA256: enabled.SHA256, Settings: s.endpoint.Settings,
-		RunDir: s.host.options.RunDir, CallLimit: s.host.options.CallLimit,
-		Log: s.host.log.With("endpoint", s.endpoint.Name),
-	}})
+	return starter.Start(ctx, Start{
+		Endpoint: s.endpoint,
+		Enabled: func(ctx context.Context, arch string) (Enabled, error) {
+			return s.host.enabled(ctx, s.endpoint.Plugin, arch)
+		},
+		Launch: plugin.Launch{
+			Settings: s.endpoint.Settings,
+			RunDir:   s.host.options.RunDir, CallLimit: s.host.options.CallLimit,
+			Log: s.host.log.With("endpoint", s.endpoint.Name),
+		},
+	})
 }
 
 // starter is who starts the process of an endpoint.
@@ -205,11 +206,11 @@ func (s *slot) stopIdling() {
 	}
 }
 
-// enabled is the plugin's binary for this architecture.
-func (h *Host) enabled(ctx context.Context, name string) (Enabled, error) {
-	enabled, err := h.store.Plugin(ctx, name, runtime.GOARCH)
+// enabled is the plugin's binary for an architecture.
+func (h *Host) enabled(ctx context.Context, name, arch string) (Enabled, error) {
+	enabled, err := h.store.Plugin(ctx, name, arch)
 	if errors.Is(err, sdk.ErrNotFound) {
-		return Enabled{}, sdk.Errorf(sdk.ErrNotFound, sdk.FaultHost, "plugin %s is not enabled for %s", name, runtime.GOARCH).
+		return Enabled{}, sdk.Errorf(sdk.ErrNotFound, sdk.FaultHost, "plugin %s is not enabled for %s", name, arch).
 			WithHint("enable it after checking where its program came from: holdfast plugin enable %s", name)
 	}
 	if err != nil {

@@ -2,6 +2,7 @@ package host
 
 import (
 	"context"
+	"runtime"
 
 	"github.com/holdfast-dr/holdfast/sdk"
 	"github.com/holdfast-dr/holdfast/sdk/plugin"
@@ -25,8 +26,10 @@ var _ Process = (*plugin.Process)(nil)
 // Start says what a Starter starts.
 type Start struct {
 	Endpoint Endpoint
-	Program  Enabled       // pinned: no other binary may be run
-	Launch   plugin.Launch // complete for a start on this machine
+	// Enabled is the binary that is pinned for an architecture (GOARCH): no
+	// other may be run there.
+	Enabled func(ctx context.Context, arch string) (Enabled, error)
+	Launch  plugin.Launch // complete but for the binary
 }
 
 // Starter starts plugins somewhere. ctx bounds the start alone. A start that
@@ -40,6 +43,11 @@ type Starter interface {
 type onThisMachine struct{}
 
 func (onThisMachine) Start(ctx context.Context, s Start) (Process, error) {
+	program, err := s.Enabled(ctx, runtime.GOARCH)
+	if err != nil {
+		return nil, err
+	}
+	s.Launch.Path, s.Launch.SHA256 = program.Path, program.SHA256
 	p, err := plugin.Start(ctx, s.Launch)
 	if err != nil {
 		return nil, err // a nil *plugin.Process would not be a nil Process

@@ -1,8 +1,10 @@
 package host
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"slices"
 	"time"
 )
 
@@ -14,6 +16,14 @@ type Endpoint struct {
 	// Settings are JSON that satisfies the plugin's schema. They hold secrets
 	// in the clear: a Store seals them at rest.
 	Settings json.RawMessage
+	// Workers are the names of the workers that may run the plugin, tried in
+	// this order; none means that it runs here.
+	Workers []string
+}
+
+// sameProcess says whether one process serves both states of an endpoint.
+func (e Endpoint) sameProcess(other Endpoint) bool {
+	return e.Plugin == other.Plugin && bytes.Equal(e.Settings, other.Settings) && slices.Equal(e.Workers, other.Workers)
 }
 
 // Enabled is a plugin whose binary an operator trusts. There is one for each
