@@ -1,0 +1,138 @@
+package protocol1
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"sync"
+	"time"
+
+	"github.com/holdfast-dr/holdfast/sdk"
+	"github.com/holdfast-dr/holdfast/sdk/nbd"
+	pluginv1 "github.com/holdfast-dr/holdfast/sdk/plugin/testdata/protocol1/pb"
+)
+
+// closeLimit bounds how long closing a disk waits for the plugin.
+const closeLimit = 10 * time.Second
+
+// bytesOf dials the bytes of a disk that the plugin has opened.
+func (r *remote) bytesOf(ctx context.Context, opened *pluginv1.OpenedDisk) (*remoteDisk, error) {
+	d := &remoteDisk{remote: r, handle: opened.GetHandle()}
+	address, err := fromAddress(opened.GetAddress())
+	if err == nil {
+		limited, cancel := context.WithTimeout(ctx, r.limit)
+		defer cancel()
+		d.Disk, err = nbd.Open(limited, address)
+	}
+	if err == nil && d.Size() != opened.GetSizeBytes() {
+		err = errors.Join(broken("a disk of %d bytes is served with %d", opened.GetSizeBytes(), d.Size()), d.Disk.Close())
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open the data of a disk: %w", err), d.release())
+	}
+	return d, nil
+}
+
+// remoteDisk is an open disk whose closing also tells the plugin.
+type remoteDisk struct {
+	*nbd.Disk
+	remote  *remote
+	handle  string
+	closing sync.Once
+	err     error
+}
+
+func (d *remoteDisk) close() error {
+	d.closing.Do(func() { d.err = errors.Join(d.Disk.Close(), d.release()) })
+	return d.err
+}
+
+// release tells the plugin. A plugin that is gone has released everything.
+func (d *remoteDisk) release() error {
+	ctx, cancel := context.WithTimeout(context.Background(), closeLimit)
+	defer cancel()
+	_, err := call(ctx, d.remote, "CloseDisk", d.remote.client.CloseDisk, &pluginv1.CloseDiskRequest{Handle: d.handle})
+	if errors.Is(err, sdk.ErrUnavailable) {
+		return nil
+	}
+	return err
+}
+
+func (r *remote) openReader(ctx context.Context, opened *pluginv1.OpenedDisk) (sdk.BlockReader, error) {
+	d, err := r.bytesOf(ctx, opened)
+	if err != nil {
+		return nil, err
+	}
+	return &remoteReader{disk: d}, nil
+}
+
+// remoteReader is an author's BlockReader at the host.
+type remoteReader struct{ disk *remoteDisk }
+
+func (r *remoteReader) Size() int64                             { return r.disk.Size() }
+func (r *remoteReader) ReadAt(p []byte, off int64) (int, error) { return r.disk.ReadAt(p, off) }
+func (r *remoteReader) Close() error                            { return r.disk.close() }
+
+func (r *remoteReader) Extents(ctx context.Context, off, n int64) iter.Seq2[sdk.Extent, error] {
+	return r.disk.Extents(ctx, off, n)
+}
+
+func (r *remote) openWriter(ctx context.Context, opened *pluginv1.OpenedDisk) (sdk.BlockWriter, error) {
+	shape := sdk.Shape(opened.GetShape())
+	d, err := r.bytesOf(ctx, opened)
+	if err != nil {
+		return nil, err
+	}
+	if shape != sdk.ShapeRandom && shape != sdk.ShapeSequential {
+		return nil, errors.Join(broken("a writer of shape %q", shape), d.close())
+	}
+	return &remoteWriter{disk: d, shape: shape}, nil
+}
+
+// remoteWriter is an author's BlockWriter at the host. It holds its user to
+// the shape, where the mistake can still be seen in a stack.
+type remoteWriter struct {
+	disk  *remoteDisk
+	shape sdk.Shape
+	order order
+}
+
+func (w *remoteWriter) Size() int64      { return w.disk.Size() }
+func (w *remoteWriter) Shape() sdk.Shape { return w.shape }
+func (w *remoteWriter) Flush() error     { return w.disk.Flush() }
+func (w *remoteWriter) Close() error     { return w.disk.close() }
+
+func (w *remoteWriter) WriteAt(p []byte, off int64) (int, error) {
+	if w.shape != sdk.ShapeSequential {
+		return w.disk.WriteAt(p, off)
+	}
+	if err := w.order.advance(off, int64(len(p))); err != nil {
+		return 0, err
+	}
+	return w.whole(p, off)
+}
+
+// whole writes in pieces one after the other: the client would split a long
+// write and send the pieces at once.
+func (w *remoteWriter) whole(p []byte, off int64) (int, error) {
+	const piece = 1 << 20
+	done := 0
+	for done < len(p) {
+		n, err := w.disk.WriteAt(p[done:min(done+piece, len(p))], off+int64(done))
+		done += n
+		if err != nil {
+			return done, err
+		}
+	}
+	return done, nil
+}
+
+func (w *remoteWriter) Zero(off, n int64) error {
+	if w.shape == sdk.ShapeSequential {
+		if err := w.order.advance(off, n); err != nil {
+			return err
+		}
+	}
+	return w.disk.Zero(off, n)
+}

@@ -1,0 +1,253 @@
+package protocol1
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	goplugin "github.com/hashicorp/go-plugin"
+	"github.com/hashicorp/go-plugin/runner"
+	"github.com/holdfast-dr/holdfast/sdk"
+	pluginv1 "github.com/holdfast-dr/holdfast/sdk/plugin/testdata/protocol1/pb"
+)
+
+const (
+	// startLimit is how long a process may take to speak its first line.
+	startLimit = 20 * time.Second
+	// describeLimit is how long "describe" may take, and maxDescription what it
+	// may print.
+	describeLimit  = 10 * time.Second
+	maxDescription = 1 << 20
+	// searchPath is a plugin's PATH: it does not depend on the host's.
+	searchPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+	// maxSocketDir is the longest directory in which a unix socket still has
+	// room: its path has at most 108 bytes on Linux.
+	maxSocketDir = 60
+)
+
+// Launch says which program to start, and with what.
+type Launch struct {
+	Path     string // absolute
+	SHA256   string // in hex; the program is refused if it has another
+	Settings json.RawMessage
+	// RunDir is where the process gets a directory of its own, mode 0700, for
+	// its sockets. "" is the system's temporary directory, and so is one whose
+	// path is too long for a socket.
+	RunDir string
+	Log    *slog.Logger // nil: nothing is logged
+	// CallLimit is the longest that a call may take; 0 means sdk.CallLimit.
+	CallLimit time.Duration
+}
+
+func (l Launch) log() *slog.Logger {
+	if l.Log == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return l.Log
+}
+
+func (l Launch) runDir() string {
+	if l.RunDir == "" || len(l.RunDir) > maxSocketDir {
+		return os.TempDir()
+	}
+	return l.RunDir
+}
+
+// Process is a plugin that runs, configured for one endpoint.
+type Process struct {
+	description Description
+	platform    *remote
+	pid         int
+	stop        func()
+	done        <-chan struct{} // the process has ended
+	tidy        <-chan struct{} // and so has everything about it
+	closing     sync.Once
+}
+
+// Platform is the author's platform. It lasts as long as the process, which
+// its Close ends.
+func (p *Process) Platform() sdk.Platform { return p.platform }
+
+// Describe is what the plugin says of itself.
+func (p *Process) Describe() Description { return p.description }
+
+// PID is the number of the process.
+func (p *Process) PID() int { return p.pid }
+
+// Done is closed when the process has ended, by Close or otherwise.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// Close ends the process: politely, and after two seconds otherwise. Work at
+// the back-end goes on.
+func (p *Process) Close() error {
+	p.closing.Do(p.stop)
+	<-p.tidy
+	return nil
+}
+
+// Start starts a program, checks it and its settings, and has it connect to
+// its endpoint. ctx bounds the start alone.
+func Start(ctx context.Context, l Launch) (*Process, error) {
+	file, err := verified(l.Path, l.SHA256)
+	if err != nil {
+		return nil, err
+	}
+	var (
+		secrets = new(secretText)
+		log     = l.log().With("plugin", strings.TrimPrefix(filepath.Base(l.Path), "holdfast-plugin-"))
+		running *program
+	)
+	client := goplugin.NewClient(&goplugin.ClientConfig{
+		HandshakeConfig:  handshake,
+		VersionedPlugins: protocols(nil),
+		AllowedProtocols: []goplugin.Protocol{goplugin.ProtocolGRPC},
+		AutoMTLS:         true,
+		SkipHostEnv:      true,
+		StartTimeout:     startLimit,
+		Logger:           hclog.NewNullLogger(),
+		Stderr:           &logLines{log: log, secrets: secrets, level: slog.LevelWarn},
+		SyncStdout:       &logLines{log: log, secrets: secrets, level: slog.LevelInfo},
+		SyncStderr:       &logLines{log: log, secrets: secrets, level: slog.LevelInfo},
+		UnixSocketConfig: &goplugin.UnixSocketConfig{TempDir: l.runDir()},
+		GRPCDialOptions:  dialOptions(),
+		RunnerFunc: func(_ hclog.Logger, command *exec.Cmd, dir string) (runner.Runner, error) {
+			running = newProgram(l.Path, file, append(command.Env, "PATH="+searchPath, "TMPDIR="+dir))
+			return running, nil
+		},
+	})
+	tidy := make(chan struct{})
+	stopWaiting := context.AfterFunc(ctx, client.Kill)
+	p, err := connect(ctx, client, l, secrets)
+	if !stopWaiting() && err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		client.Kill()
+		_ = file.Close()
+		return nil, fmt.Errorf("start plugin %s: %w", filepath.Base(l.Path), err)
+	}
+	p.pid, p.done, p.tidy = running.command.Process.Pid, running.done, tidy
+	p.platform.gone = running.done
+	asked := make(chan struct{})
+	p.stop = func() { close(asked); client.Kill() }
+	log = log.With("pid", p.pid)
+	log.Info("plugin started", "version", p.description.Version, "protocol", client.NegotiatedVersion())
+	go func() {
+		defer close(tidy)
+		<-running.done
+		select {
+		case <-asked:
+			log.Info("plugin ended")
+		default:
+			log.Warn("plugin ended by itself", "state", running.command.ProcessState.String())
+			client.Kill() // releases what go-plugin holds for it
+		}
+	}()
+	return p, nil
+}
+
+// connect is the part of a start after which the platform is there.
+func connect(ctx context.Context, client *goplugin.Client, l Launch, secrets *secretText) (*Process, error) {
+	conn, err := client.Client()
+	if err != nil {
+		return nil, sdk.Errorf(sdk.ErrUnavailable, sdk.FaultPlugin, "%v", err)
+	}
+	raw, err := conn.Dispense(serviceName)
+	if err != nil {
+		return nil, sdk.Errorf(nil, sdk.FaultPlugin, "%v", err)
+	}
+	return configure(ctx, raw.(pluginv1.PluginServiceClient), l, secrets)
+}
+
+// configure asks a plugin what it is, checks the settings and hands them over.
+func configure(ctx context.Context, client pluginv1.PluginServiceClient, l Launch, secrets *secretText) (*Process, error) {
+	r := &remote{client: client, limit: l.CallLimit, secrets: secrets}
+	if r.limit <= 0 {
+		r.limit = sdk.CallLimit
+	}
+	answer, err := call(ctx, r, "Describe", client.Describe, &pluginv1.DescribeRequest{})
+	if err != nil {
+		return nil, err
+	}
+	description, err := parseDescription(answer.GetJson())
+	if err != nil {
+		return nil, err
+	}
+	if err := description.Config.Validate(l.Settings); err != nil {
+		return nil, err
+	}
+	secrets.set(description.Config.secrets(l.Settings))
+	configured, err := call(ctx, r, "Configure", client.Configure, &pluginv1.ConfigureRequest{Settings: l.Settings})
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range configured.GetAbilities() {
+		r.abilities = append(r.abilities, sdk.Ability(name))
+	}
+	p := &Process{description: description, platform: r}
+	r.end = p.Close
+	return p, nil
+}
+
+func parseDescription(doc []byte) (Description, error) {
+	var d Description
+	if len(doc) > maxDescription {
+		return d, broken("a description of more than %d bytes", maxDescription)
+	}
+	if err := json.Unmarshal(doc, &d); err != nil {
+		return d, broken("a description that is not JSON: %v", err)
+	}
+	if d.Name == "" || len(d.Name) > 64 || len(d.Version) > 64 || d.Protocol < 1 {
+		return d, broken("a description without name, version or protocol")
+	}
+	return d, nil
+}
+
+// Describe runs a program with the argument "describe". The program has to
+// have the checksum, and is run without environment and endpoint.
+func Describe(ctx context.Context, path, sha256 string) (Description, error) {
+	file, err := verified(path, sha256)
+	if err != nil {
+		return Description{}, err
+	}
+	p := newProgram(path, file, []string{}, "describe")
+	if err := p.Start(ctx); err != nil {
+		return Description{}, err
+	}
+	defer closeAll([]*os.File{p.stdin})
+	ctx, cancel := context.WithTimeout(ctx, describeLimit)
+	defer cancel()
+	context.AfterFunc(ctx, func() { _ = p.Kill(context.Background()) })
+
+	var stderr bytes.Buffer
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		_, _ = io.Copy(&stderr, io.LimitReader(p.stderr, maxErrorText))
+		_, _ = io.Copy(io.Discard, p.stderr)
+	}()
+	doc, readErr := io.ReadAll(io.LimitReader(p.stdout, maxDescription+1))
+	if readErr == nil && len(doc) > maxDescription {
+		_ = p.Kill(context.Background())
+	}
+	<-p.done
+	<-drained
+	switch {
+	case ctx.Err() != nil:
+		return Description{}, fmt.Errorf("describe %s: %w", path, ctx.Err())
+	case p.err != nil || readErr != nil:
+		return Description{}, sdk.Errorf(nil, sdk.FaultPlugin, "describe %s: %v: %s", path, errors.Join(p.err, readErr), bytes.TrimSpace(stderr.Bytes()))
+	}
+	return parseDescription(doc)
+}
