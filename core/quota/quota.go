@@ -123,10 +123,18 @@ type Query struct {
 	Text       string // part of the name
 }
 
-// Store keeps cloud repositories and their reservations. Create, Update and
-// Delete need audit.With in the context.
+// Store keeps cloud repositories and their reservations. Create, Adopt, Update
+// and Delete need audit.With in the context.
 type Store interface {
 	Create(ctx context.Context, r CloudRepository) (CloudRepository, error)
+	// Adopt creates a cloud repository under the id of objects that are there.
+	// *TakenError: the id is in use; *StrangerError: they are not the tenant's.
+	// What a deleted tenant left comes with its catalogue; anything else has none
+	// yet, and takes no writes before an import. Chunk size and used bytes of
+	// what was kept stay as they are.
+	Adopt(ctx context.Context, a Adoption) (CloudRepository, error)
+	// Owned tells which of some ids cloud repositories have, also retired ones.
+	Owned(ctx context.Context, ids []ID) (map[ID]Owned, error)
 	// Get answers tenant.ErrNotFound for another tenant's repository. The
 	// provider asks with the repository's own tenant, or AnyTenant.
 	Get(ctx context.Context, t tenant.ID, id ID) (CloudRepository, error)
@@ -148,6 +156,18 @@ type Store interface {
 	// Expire releases the reservations whose sessions went idle.
 	Expire(ctx context.Context) (released int64, err error)
 }
+
+// Owned is a cloud repository as the survey of a location sees it.
+type Owned struct {
+	TenantID   tenant.ID
+	TenantName string // also of a deleted one
+	Name       string
+	Retired    bool
+	Backups    tenant.Backups // of a retired one
+}
+
+// MaxOwned bounds the ids of one question of Owned.
+const MaxOwned = 1000
 
 // AnyTenant lifts the scope of a query; only callers of the provider may pass it.
 const AnyTenant tenant.ID = "*"

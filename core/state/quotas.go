@@ -53,27 +53,12 @@ func (s quotas) Create(ctx context.Context, r quota.CloudRepository) (quota.Clou
 	if r.ID == "" {
 		r.ID = quota.ID(newID())
 	}
-	r.UsedBytes, r.PendingBytes, r.Version = 0, 0, 1
 	err := s.db.change(ctx, func(t *tx) error {
 		if err := t.lockTenant(ctx, r.TenantID); err != nil {
 			return err
 		}
-		now, err := t.now(ctx)
-		if err != nil {
+		if err := t.insertRepository(ctx, &r); err != nil {
 			return err
-		}
-		r.Created, r.Updated = now, now
-		_, err = t.exec(ctx, `INSERT INTO cloud_repositories
-			(id, tenant_id, name, name_fold, location_id, limit_bytes, used_bytes, pending_bytes, chunk_size, created, updated, version, retired, backups)
-			VALUES ($1, $2, $3, $4, $5, $6, 0, 0, $7, $8, $8, 1, 0, '')`,
-			string(r.ID), string(r.TenantID), r.Name, tenant.Fold(r.Name), r.LocationID, r.LimitBytes, r.ChunkSize, micros(now))
-		switch {
-		case isUnique(err):
-			return fmt.Errorf("cloud repository %q: %w", r.Name, tenant.ErrExists)
-		case isForeign(err):
-			return fmt.Errorf("repository %s: %w", r.LocationID, tenant.ErrNotFound)
-		case err != nil:
-			return fmt.Errorf("create cloud repository: %w", err)
 		}
 		return t.auditRepository(ctx, "repository.create", r)
 	})
@@ -81,6 +66,30 @@ func (s quotas) Create(ctx context.Context, r quota.CloudRepository) (quota.Clou
 		return quota.CloudRepository{}, err
 	}
 	return r, nil
+}
+
+// insertRepository adds an empty cloud repository; the caller has locked its
+// tenant.
+func (t *tx) insertRepository(ctx context.Context, r *quota.CloudRepository) error {
+	now, err := t.now(ctx)
+	if err != nil {
+		return err
+	}
+	r.UsedBytes, r.PendingBytes, r.Version = 0, 0, 1
+	r.Created, r.Updated = now, now
+	_, err = t.exec(ctx, `INSERT INTO cloud_repositories
+		(id, tenant_id, name, name_fold, location_id, limit_bytes, used_bytes, pending_bytes, chunk_size, created, updated, version, retired, backups)
+		VALUES ($1, $2, $3, $4, $5, $6, 0, 0, $7, $8, $8, 1, 0, '')`,
+		string(r.ID), string(r.TenantID), r.Name, tenant.Fold(r.Name), r.LocationID, r.LimitBytes, r.ChunkSize, micros(now))
+	switch {
+	case isUnique(err):
+		return fmt.Errorf("cloud repository %q: %w", r.Name, tenant.ErrExists)
+	case isForeign(err):
+		return fmt.Errorf("repository %s: %w", r.LocationID, tenant.ErrNotFound)
+	case err != nil:
+		return fmt.Errorf("create cloud repository: %w", err)
+	}
+	return nil
 }
 
 func (s quotas) Get(ctx context.Context, in tenant.ID, id quota.ID) (r quota.CloudRepository, err error) {
