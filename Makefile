@@ -9,22 +9,26 @@ export PATH := $(CURDIR)/build/tools/bin:$(PATH):/usr/local/go/bin:/usr/sbin:/sb
 version = $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 gobuild = go build -trimpath -buildvcs=false -ldflags '-X main.version=$(version)'
 
-.PHONY: help build demo test check bench generate clean
+.PHONY: help build demo test check bench generate clean ready-build ready-demo
 
 help:
 	@echo 'make TARGET, where TARGET is'
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
 
-build: ## bin/holdfast and bin/holdfast-plugin-*
-	@testenv/setup.sh build
-	mkdir -p bin
+build: ready-build ## bin/holdfast and bin/holdfast-plugin-*
+	@[ -e bin/holdfast ] || echo 'build: the first time takes a minute or two'
+	@mkdir -p bin
 	$(gobuild) -o bin/holdfast ./cmd/holdfast
-	for plugin in $$(go list -f '{{if eq .Name "main"}}{{.Dir}}{{end}}' ./plugins/...); do \
+	@for plugin in $$(go list -f '{{if eq .Name "main"}}{{.Dir}}{{end}}' ./plugins/...); do \
 		$(gobuild) -o bin/holdfast-plugin-$$(basename $$plugin) $$plugin; done
 
-demo: build ## a real machine is backed up, destroyed, restored and booted (KEEP=1 leaves it all running)
-	@testenv/setup.sh demo
-	@KEEP=$(KEEP) go run ./testenv/demo
+# What the demo needs is installed first, so that nobody is asked for a password after the build.
+demo: ready-demo build ## a real machine is backed up, destroyed, restored and booted (KEEP=1 leaves it all running)
+	@$(gobuild) -o build/demo ./testenv/demo
+	@KEEP=$(KEEP) exec build/demo
+
+ready-build ready-demo: ready-%:
+	@testenv/setup.sh $*
 
 test: ## every suite, with the minutes that each took (SUITE="unit libvirt" runs some of them)
 	@testenv/setup.sh test
@@ -35,7 +39,6 @@ check: ## format, vet, linters, generated code, licences, shell scripts, the bui
 	@.ci/check
 
 bench: build ## full, unchanged, incremental and restore: wall, CPU, memory, stored bytes
-	@testenv/setup.sh build
 	@go run ./testenv/bench
 
 generate: ## generated code and the API document, from their sources

@@ -76,11 +76,24 @@ as_root() {
 	fi
 }
 
+# can_be_root asks once: who could not give a password the first time is not asked again.
 can_be_root() {
-	[ "$(id -u)" = 0 ] && return
-	command -v sudo >/dev/null || return
-	sudo -n true 2>/dev/null && return
-	[ -t 0 ] && say "sudo may ask for your password to install packages" && sudo -v
+	[ -n "${root_way:-}" ] || root_way=$(find_root_way)
+	[ "$root_way" != none ]
+}
+
+find_root_way() {
+	if [ "$(id -u)" = 0 ]; then
+		echo root
+	elif ! command -v sudo >/dev/null; then
+		echo none
+	elif sudo -n true 2>/dev/null; then
+		echo sudo
+	elif [ -t 0 ] && say "sudo may ask for your password, to install packages" >&2 && sudo -v; then
+		echo sudo
+	else
+		echo none
+	fi
 }
 
 apt() {
@@ -227,6 +240,18 @@ unpack_go() {
 	ls "$work"/debian/usr/lib/go-*/bin/go
 }
 
+# ensure_modules fetches what go.mod names, checked against go.sum, so that the build prints nothing but itself. The copy
+# of go.sum says for which one that was done.
+ensure_modules() {
+	local fetched=build/tools/go.sum
+	cmp -s go.sum $fetched && return
+	say "fetching the Go modules that go.mod names, where they are missing"
+	PATH=$links:$PATH go list -deps ./cmd/... ./plugins/... ./testenv/... >/dev/null 2>"$log" ||
+		{ tail -n 5 "$log"; give_up "no Go modules: the Go module proxy has to be reachable (go env GOPROXY)"; }
+	mkdir -p build/tools
+	cp go.sum $fetched
+}
+
 # ---- generators
 
 # protoc looks for its Go plugins in PATH, at the versions that wrote what is committed.
@@ -263,4 +288,5 @@ else
 	go_on "this is not Debian: nothing is installed here, tests skip what they cannot find"
 fi
 ensure_go
+ensure_modules
 [ "$mode" != lint ] || ensure_generators

@@ -26,8 +26,11 @@ import (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
+	// Who presses Ctrl-C again does not wait for an orderly end. The processes
+	// end with this one, and the next demo removes the files.
+	context.AfterFunc(ctx, stop)
 	if err := run(ctx, os.Getenv("KEEP") != "" && os.Getenv("KEEP") != "0"); err != nil {
 		if ctx.Err() != nil {
 			err = fmt.Errorf("interrupted: %w", err)
@@ -41,10 +44,11 @@ func main() {
 // demo is one performance.
 type demo struct {
 	*stack.Stack
-	dir   string
+	dir   *directory
 	stage stage
 	step  int
-	full  machineResult
+	kit   string
+	last  string // the newest point
 }
 
 // stage is the hypervisor that the demo plays on.
@@ -63,24 +67,20 @@ type stage interface {
 	// endpoint is how the agent reaches it: plugin and settings.
 	endpoint() (plugin string, settings []string)
 	machine() string
+	// visit is a command that lets a person change something in a machine, and
+	// what to know about it.
+	visit(name string) (command, hint string)
 	close() error
 }
 
 func run(ctx context.Context, keep bool) (err error) {
 	began := time.Now()
-	dir, err := os.MkdirTemp("", "hf-demo-")
+	dir, err := newDirectory()
 	if err != nil {
 		return err
 	}
-	d := &demo{dir: dir}
-	if keep {
-		defer func() { err = errors.Join(err, d.hold(ctx, err)) }()
-	}
-	defer func() {
-		if err != nil || !keep {
-			err = errors.Join(err, d.cleanUp())
-		}
-	}()
+	d := &demo{dir: dir, kit: filepath.Join(dir.path, "recovery-kit.txt")}
+	defer func() { err = errors.Join(err, d.cleanUp()) }()
 	if err := d.prepare(ctx); err != nil {
 		return err
 	}
@@ -88,6 +88,9 @@ func run(ctx context.Context, keep bool) (err error) {
 		return err
 	}
 	fmt.Printf("\nDone in %.0f s. Nothing of the machine was left but what the provider kept, and the provider cannot read it.\n", time.Since(began).Seconds())
+	if keep {
+		return d.hold(ctx)
+	}
 	return nil
 }
 
@@ -105,10 +108,11 @@ func (d *demo) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if d.stage, err = chooseStage(ctx, d.dir); err != nil {
+	d.say("A hypervisor with a machine")
+	if d.stage, err = chooseStage(ctx, d.dir.path); err != nil {
 		return err
 	}
-	d.say("A hypervisor with a machine: %s", d.stage.describe())
+	d.show("hypervisor", "%s", d.stage.describe())
 	began := time.Now()
 	if err := d.stage.boot(ctx); err != nil {
 		return err
@@ -116,7 +120,7 @@ func (d *demo) prepare(ctx context.Context) error {
 	d.show("the machine works", "after %.1f s", time.Since(began).Seconds())
 
 	d.say("A provider and a tenant's agent")
-	if d.Stack, err = stack.New(stack.Options{Dir: filepath.Join(d.dir, "s"), Bin: filepath.Join(root, "bin")}); err != nil {
+	if d.Stack, err = stack.New(stack.Options{Dir: filepath.Join(d.dir.path, "s"), Bin: filepath.Join(root, "bin")}); err != nil {
 		return err
 	}
 	if err := d.StartServer(ctx); err != nil {
@@ -126,13 +130,12 @@ func (d *demo) prepare(ctx context.Context) error {
 	if err := d.StartAgent(ctx); err != nil {
 		return err
 	}
-	kit := filepath.Join(d.dir, "recovery-kit.txt")
-	if err := d.Connect(ctx, kit); err != nil {
+	if err := d.Connect(ctx, d.kit); err != nil {
 		return err
 	}
 	d.show("agent enrolled", "with a one-time token, after checking the CA's fingerprint")
 	d.show("", "%s", d.Fingerprint)
-	d.show("recovery kit", "written to %s: the keys stay at the tenant", kit)
+	d.show("recovery kit", "written to %s: the keys stay at the tenant", d.kit)
 	plugin, settings := d.stage.endpoint()
 	add := []string{"endpoint", "add", "lab", "--plugin", plugin}
 	for _, s := range settings {
@@ -141,13 +144,13 @@ func (d *demo) prepare(ctx context.Context) error {
 	for _, command := range [][]string{
 		{"plugin", "enable", plugin},
 		add,
-		{"job", "create", "nightly", "--endpoint", "lab", "--repository", "backups", "--machine", d.stage.machine(), "--schedule", "0 2 * * *", "--keep-points", "14"},
+		{"job", "create", "nightly", "--endpoint", "lab", "--repository", "backups", "--all", "--schedule", "0 2 * * *", "--keep-points", "14"},
 	} {
 		if _, err := d.Run(ctx, command...); err != nil {
 			return err
 		}
 	}
-	d.show("job nightly", "machine %s, every night at two, 14 points kept", d.stage.machine())
+	d.show("job nightly", "every machine there, every night at two, 14 points kept")
 	return nil
 }
 
@@ -174,7 +177,10 @@ type machineResult struct {
 	Warnings                 []string
 }
 
-const message = "written between the two backups"
+const (
+	message      = "written between the two backups"
+	restoredName = "risen"
+)
 
 func (d *demo) play(ctx context.Context) error {
 	d.say("First backup: everything that the disks hold")
@@ -182,7 +188,6 @@ func (d *demo) play(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.full = full
 	d.figures(full)
 
 	d.say("The machine writes, and is backed up again: only what changed")
@@ -193,6 +198,7 @@ func (d *demo) play(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	d.last = next.Point
 	d.figures(next)
 	d.show("beside the full one", "%s read instead of %s, %s sent instead of %s", size(next.ReadBytes), size(full.ReadBytes), size(next.StoredBytes), size(full.StoredBytes))
 
@@ -204,7 +210,7 @@ func (d *demo) play(ctx context.Context) error {
 
 	d.say("Restore as a new machine")
 	var restored result
-	if err := d.JSON(ctx, &restored, "restore", "machine", next.Point, "--endpoint", "lab", "--name", "risen", "--wait"); err != nil {
+	if err := d.JSON(ctx, &restored, "restore", "machine", next.Point, "--endpoint", "lab", "--name", restoredName, "--wait"); err != nil {
 		return err
 	}
 	r := restored.Restored
@@ -212,7 +218,7 @@ func (d *demo) play(ctx context.Context) error {
 
 	d.say("It boots, and says for itself what it remembers")
 	began := time.Now()
-	text, err := d.stage.revive(ctx, "risen", r.MachineID)
+	text, err := d.stage.revive(ctx, restoredName, r.MachineID)
 	if err != nil {
 		return err
 	}
@@ -279,31 +285,58 @@ func size(n int64) string {
 }
 
 // hold keeps everything running until it is interrupted, and says what to try.
-func (d *demo) hold(ctx context.Context, failure error) error {
-	if failure != nil || d.Stack == nil {
-		return nil
-	}
-	root, err := stack.Module()
-	if err != nil {
-		return err
-	}
+func (d *demo) hold(ctx context.Context) error {
+	visit, hint := d.stage.visit(restoredName)
 	fmt.Printf(`
-Everything goes on running until you press Ctrl-C. In another terminal, be the tenant:
+Everything goes on running until you press Ctrl-C, which removes all of it.
 
-  export PATH=%[1]s/bin:$PATH HOLDFAST_SOCKET=%[2]s
+  provider      %[3]s, its log %[4]s
+  agent         socket %[2]s, its log %[5]s
+  hypervisor    %[6]s
+  everything    %[7]s
+
+To try it, in another terminal of the same user:
+
+  export PATH=%[1]s:$PATH HOLDFAST_SOCKET=%[2]s
+
+As the tenant:
+
   holdfast agent status
+  holdfast machine list
+  %[8]s
+      %[9]s
+  holdfast job run nightly --wait
   holdfast point list
-  holdfast job run nightly
+  holdfast point verify %[10]s
+  holdfast restore machine %[10]s --endpoint lab --name again --wait
+  holdfast restore disk %[10]s --disk vda --format qcow2 --to vda.qcow2 --wait
 
-or the provider:
+As the provider:
 
-  set -a; . %[3]s/dev.env; set +a
+  set -a; . %[11]s; set +a
   holdfast tenant list
+  holdfast cloud-repository list
+  holdfast repository verify
   holdfast audit
 
-`, root, d.Socket(), d.ServerData())
-	<-ctx.Done()
-	return d.cleanUp()
+`, d.Bin, d.Socket(), d.Address, d.Server.Log, d.Agent.Log, d.hypervisor(), d.dir.path, visit, hint, d.last,
+		filepath.Join(d.ServerData(), "dev.env"))
+	select {
+	case <-ctx.Done():
+		fmt.Println("\nRemoving everything.")
+		return nil
+	case <-d.Server.Done():
+		return fmt.Errorf("the provider's server has ended: %s", d.Server.Output())
+	case <-d.Agent.Done():
+		return fmt.Errorf("the agent has ended: %s", d.Agent.Output())
+	}
+}
+
+// hypervisor is where it is reached.
+func (d *demo) hypervisor() string {
+	_, settings := d.stage.endpoint()
+	_, where, _ := strings.Cut(settings[0], "=")
+	return where
 }
 
 // cleanUp removes everything that the demo started.
@@ -315,5 +348,5 @@ func (d *demo) cleanUp() error {
 	if d.stage != nil {
 		failures = append(failures, d.stage.close())
 	}
-	return errors.Join(append(failures, os.RemoveAll(d.dir))...)
+	return errors.Join(append(failures, d.dir.remove())...)
 }

@@ -5,43 +5,57 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/holdfast-dr/holdfast/sdk"
 	"github.com/holdfast-dr/holdfast/sdk/sim"
+	"github.com/holdfast-dr/holdfast/testenv"
 	"github.com/holdfast-dr/holdfast/testenv/guest"
 	"github.com/holdfast-dr/holdfast/testenv/site"
 )
 
 // chooseStage takes real guests where libvirtd and QEMU can be had.
 func chooseStage(ctx context.Context, dir string) (stage, error) {
-	for _, tool := range site.Tools {
-		if _, err := exec.LookPath(tool); err != nil {
-			return newSimulated(dir, fmt.Sprintf("%s is not installed and cannot be installed without root or sudo", tool))
+	for _, tool := range slices.Concat(site.Tools, guest.Tools) {
+		if _, ok := testenv.FindTool(tool); !ok {
+			return newSimulated(dir, fmt.Sprintf("%s is not installed: testenv/setup.sh demo says what is missing", tool))
 		}
 	}
-	s, err := site.Start(ctx, site.Options{})
+	image, err := guest.Build(ctx, guest.Options{Agent: true})
 	if err != nil {
-		return newSimulated(dir, "libvirtd does not start here: "+strings.TrimSpace(err.Error()))
+		return simulatedUnless(ctx, dir, "the guest's disk cannot be made here", err)
 	}
-	return &hosted{site: s}, nil
+	s, err := site.Start(ctx, site.Options{NoTurn: true})
+	if err != nil {
+		return simulatedUnless(ctx, dir, "libvirtd does not start here", err)
+	}
+	return &hosted{site: s, image: image}, nil
+}
+
+// simulatedUnless is a simulated stage unless the demo was interrupted.
+func simulatedUnless(ctx context.Context, dir, what string, err error) (stage, error) {
+	if ctx.Err() != nil {
+		return nil, err
+	}
+	return newSimulated(dir, what+": "+strings.TrimSpace(err.Error()))
 }
 
 // hosted is a private libvirtd with a small Linux guest that boots from its own
 // disk.
 type hosted struct {
 	site  *site.Site
+	image guest.Image
 	guest site.Guest
 }
 
 const hostedName = "web"
 
 func (r *hosted) describe() string {
-	where := "a libvirtd of this user"
-	if r.site.System {
-		where = "a private libvirtd"
+	where := "a libvirtd of its own"
+	if !r.site.System {
+		where = "a session libvirtd of its own"
 	}
 	how := "QEMU in software (TCG), for there is no KVM here"
 	if r.site.Accel == site.KVM {
@@ -55,11 +69,8 @@ func (r *hosted) machine() string { return hostedName }
 func (r *hosted) endpoint() (string, []string) { return "libvirt", []string{"uri=" + r.site.URI} }
 
 func (r *hosted) boot(ctx context.Context) error {
-	image, err := guest.Build(ctx, guest.Options{Agent: true})
-	if err != nil {
-		return err
-	}
-	if r.guest, err = r.site.Define(ctx, site.Spec{Name: hostedName, Image: image}); err != nil {
+	var err error
+	if r.guest, err = r.site.Define(ctx, site.Spec{Name: hostedName, Image: r.image}); err != nil {
 		return err
 	}
 	return r.guest.Start(ctx)
@@ -79,6 +90,10 @@ func (r *hosted) revive(ctx context.Context, name, _ string) (string, error) {
 	}
 	text, err := g.Run(ctx, "cat /data/note")
 	return strings.TrimSpace(text), err
+}
+
+func (r *hosted) visit(name string) (command, hint string) {
+	return fmt.Sprintf("virsh -c '%s' console %s", r.site.URI, name), "its console: press Enter, write with note TEXT, leave with Ctrl-]"
 }
 
 func (r *hosted) close() error { return r.site.Close() }
@@ -148,6 +163,10 @@ func (s *simulated) revive(_ context.Context, _, id string) (string, error) {
 	line, _, _ := strings.Cut(string(buf), "\n")
 	text, err := hex.DecodeString(line)
 	return string(text), err
+}
+
+func (s *simulated) visit(name string) (command, hint string) {
+	return fmt.Sprintf("holdfast-plugin-sim fill %s %s vda 32M 4M 2", s.dir, name), "writes 4 MiB at offset 32 MiB, made from the number 2"
 }
 
 func (s *simulated) close() error { return nil }

@@ -173,11 +173,41 @@ func bootProcess(told string) error {
 }
 
 func mountProc() error {
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+	err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
+	if errors.Is(err, unix.EINVAL) {
+		err = mountRoot()
+	}
+	if err != nil {
 		return fmt.Errorf("make the mounts private: %w", err)
 	}
 	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return fmt.Errorf("mount /proc: %w", err)
+	}
+	return nil
+}
+
+// mountRoot makes the root a mount point of its own, for in a chroot it is a directory of somebody else's mount, which
+// cannot be made private. The copy may not be mounted where a mount is shared, or it would show outside; the one mount that
+// every chroot has is /proc, which is mounted anew afterwards anyway.
+func mountRoot() error {
+	const root = "/proc/root"
+	if err := unix.Mount("", "/proc", "", unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("the root is no mount point, and nor is /proc: %w", err)
+	}
+	if err := unix.Mount("tmpfs", "/proc", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		return fmt.Errorf("mount a directory over /proc: %w", err)
+	}
+	if err := os.Mkdir(root, 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount("/", root, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("mount the root again: %w", err)
+	}
+	if err := unix.Mount("", root, "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return err
+	}
+	if err := errors.Join(os.Chdir(root), unix.Chroot("."), os.Chdir("/")); err != nil {
+		return fmt.Errorf("go to the new root: %w", err)
 	}
 	return nil
 }

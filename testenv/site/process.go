@@ -128,8 +128,8 @@ var turn struct {
 }
 
 // takeTurn waits until no other program has sites. A detached site does not hold the turn: its program ends.
-func takeTurn(ctx context.Context, detach bool) (release func(), err error) {
-	if detach {
+func takeTurn(ctx context.Context, exempt bool) (release func(), err error) {
+	if exempt {
 		return func() {}, nil
 	}
 	turn.Lock()

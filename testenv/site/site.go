@@ -29,6 +29,9 @@ type Options struct {
 	Remote bool
 	// Detach lets the site outlive this program. It is found again with Open.
 	Detach bool
+	// NoTurn starts the site also while another program has sites, and keeps none of them waiting: for what a person looks
+	// at, which may take as long as the person likes.
+	NoTurn bool
 }
 
 // The names of what every site has.
@@ -67,7 +70,7 @@ const (
 
 // Start starts a site. Sites that dead programs left are removed first.
 func Start(ctx context.Context, o Options) (*Site, error) {
-	release, err := takeTurn(ctx, o.Detach)
+	release, err := takeTurn(ctx, o.Detach || o.NoTurn)
 	if err != nil {
 		return nil, err
 	}
