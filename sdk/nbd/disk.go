@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"iter"
+	"net"
 
 	"github.com/holdfast-dr/holdfast/sdk"
 )
@@ -24,10 +25,17 @@ var (
 // Open dials an address. Allocation is negotiated always, the dirty bitmap if
 // the address names one.
 func Open(ctx context.Context, a sdk.Address) (*Disk, error) {
+	return OpenThrough(ctx, a, nil)
+}
+
+// OpenThrough is Open for an address that is reached through something else;
+// see Options.Dialer. nil is the ordinary way.
+func OpenThrough(ctx context.Context, a sdk.Address, dialer func(context.Context) (net.Conn, error)) (*Disk, error) {
 	o, err := AddressOptions(a)
 	if err != nil {
 		return nil, err
 	}
+	o.Dialer = dialer
 	c, err := Dial(ctx, o)
 	if err != nil {
 		return nil, err

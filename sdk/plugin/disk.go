@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"net"
 	"sync"
 	"time"
 
@@ -23,7 +24,7 @@ func (r *remote) bytesOf(ctx context.Context, opened *pluginv1.OpenedDisk) (*rem
 	if err == nil {
 		limited, cancel := context.WithTimeout(ctx, r.limit)
 		defer cancel()
-		d.Disk, err = nbd.Open(limited, address)
+		d.Disk, err = nbd.OpenThrough(limited, address, r.dialerOf(d.handle))
 	}
 	if err == nil && d.Size() != opened.GetSizeBytes() {
 		err = errors.Join(broken("a disk of %d bytes is served with %d", opened.GetSizeBytes(), d.Size()), d.Disk.Close())
@@ -32,6 +33,14 @@ func (r *remote) bytesOf(ctx context.Context, opened *pluginv1.OpenedDisk) (*rem
 		return nil, errors.Join(fmt.Errorf("open the data of a disk: %w", err), d.release())
 	}
 	return d, nil
+}
+
+// dialerOf reaches a disk of a plugin on another machine; nil for one here.
+func (r *remote) dialerOf(handle string) func(context.Context) (net.Conn, error) {
+	if r.dialDisk == nil {
+		return nil
+	}
+	return func(ctx context.Context) (net.Conn, error) { return r.dialDisk(ctx, handle) }
 }
 
 // remoteDisk is an open disk whose closing also tells the plugin.

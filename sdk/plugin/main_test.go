@@ -183,10 +183,15 @@ func local(t testing.TB, l plugin.Launch) *plugin.Process {
 	return p
 }
 
-// both runs a test on a plugin in this process and on one of its own.
+// both runs a test on a plugin in this process and on one of its own, reached
+// directly and through a relay.
 func both(t *testing.T, fields map[string]any, test func(t *testing.T, p *plugin.Process)) {
 	t.Run("local", func(t *testing.T) { test(t, local(t, launch(t, fields))) })
 	t.Run("process", func(t *testing.T) { test(t, start(t, launch(t, fields))) })
+	t.Run("relayed", func(t *testing.T) {
+		p, _ := relayed(t, launch(t, fields))
+		test(t, p)
+	})
 }
 
 func probe(p *plugin.Process, machine string) (sdk.Report, error) {

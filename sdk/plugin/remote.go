@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"iter"
+	"net"
 	"slices"
 	"time"
 
@@ -25,6 +26,9 @@ type remote struct {
 	secrets   *secretText
 	gone      <-chan struct{} // closed when the process has ended; nil for Local
 	end       func() error    // ends the process
+	// dialDisk reaches the bytes of an open disk on another machine; nil if the
+	// address that the plugin gives can be dialled from here.
+	dialDisk func(ctx context.Context, handle string) (net.Conn, error)
 }
 
 // As finds an ability that the plugin advertised.

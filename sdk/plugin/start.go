@@ -112,24 +112,11 @@ func Start(ctx context.Context, l Launch) (*Process, error) {
 		log     = l.log().With("plugin", strings.TrimPrefix(filepath.Base(l.Path), "holdfast-plugin-"))
 		running *program
 	)
-	client := goplugin.NewClient(&goplugin.ClientConfig{
-		HandshakeConfig:  handshake,
-		VersionedPlugins: protocols(nil),
-		AllowedProtocols: []goplugin.Protocol{goplugin.ProtocolGRPC},
-		AutoMTLS:         true,
-		SkipHostEnv:      true,
-		StartTimeout:     startLimit,
-		Logger:           hclog.NewNullLogger(),
-		Stderr:           &logLines{log: log, secrets: secrets, level: slog.LevelWarn},
-		SyncStdout:       &logLines{log: log, secrets: secrets, level: slog.LevelInfo},
-		SyncStderr:       &logLines{log: log, secrets: secrets, level: slog.LevelInfo},
-		UnixSocketConfig: &goplugin.UnixSocketConfig{TempDir: l.runDir()},
-		GRPCDialOptions:  dialOptions(),
-		RunnerFunc: func(_ hclog.Logger, command *exec.Cmd, dir string) (runner.Runner, error) {
-			running = newProgram(l.Path, file, append(command.Env, "PATH="+searchPath, "TMPDIR="+dir))
-			return running, nil
-		},
-	})
+	client := newClient(l, file, protocols(nil), output{
+		stderr:  &logLines{log: log, secrets: secrets, level: slog.LevelWarn},
+		printed: &logLines{log: log, secrets: secrets, level: slog.LevelInfo},
+		blamed:  &logLines{log: log, secrets: secrets, level: slog.LevelInfo},
+	}, &running)
 	tidy := make(chan struct{})
 	stopWaiting := context.AfterFunc(ctx, client.Kill)
 	p, err := connect(ctx, client, l, secrets)
@@ -159,6 +146,33 @@ func Start(ctx context.Context, l Launch) (*Process, error) {
 		}
 	}()
 	return p, nil
+}
+
+// output is where what a process says goes: to its stderr, and, through
+// go-plugin, what it printed to os.Stdout and os.Stderr.
+type output struct{ stderr, printed, blamed io.Writer }
+
+// newClient is go-plugin's side of a program; running is set when the program
+// is started.
+func newClient(l Launch, file *os.File, plugins map[int]goplugin.PluginSet, out output, running **program) *goplugin.Client {
+	return goplugin.NewClient(&goplugin.ClientConfig{
+		HandshakeConfig:  handshake,
+		VersionedPlugins: plugins,
+		AllowedProtocols: []goplugin.Protocol{goplugin.ProtocolGRPC},
+		AutoMTLS:         true,
+		SkipHostEnv:      true,
+		StartTimeout:     startLimit,
+		Logger:           hclog.NewNullLogger(),
+		Stderr:           out.stderr,
+		SyncStdout:       out.printed,
+		SyncStderr:       out.blamed,
+		UnixSocketConfig: &goplugin.UnixSocketConfig{TempDir: l.runDir()},
+		GRPCDialOptions:  dialOptions(),
+		RunnerFunc: func(_ hclog.Logger, command *exec.Cmd, dir string) (runner.Runner, error) {
+			*running = newProgram(l.Path, file, append(command.Env, "PATH="+searchPath, "TMPDIR="+dir))
+			return *running, nil
+		},
+	})
 }
 
 // connect is the part of a start after which the platform is there.

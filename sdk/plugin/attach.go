@@ -1,0 +1,81 @@
+package plugin
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	pluginv1 "github.com/holdfast-dr/holdfast/sdk/plugin/v1"
+)
+
+// Attachment is how a process behind a Relay is reached. Its connections are
+// private to the two ends: calls carry the settings in the clear.
+type Attachment struct {
+	Plugin string // its name
+	PID    int    // on its machine
+	// Calls connects to Relay.Serve. It is called again when a connection was
+	// lost and the process lives.
+	Calls func(context.Context) (net.Conn, error)
+	// Disk connects to what Relay.Dial connects to.
+	Disk func(ctx context.Context, handle string) (net.Conn, error)
+	// Log is what the relay writes, and ends soon after the process.
+	Log io.Reader
+	// Ended is closed when the process has ended or cannot be reached any more.
+	Ended <-chan struct{}
+	// End asks for the end of the process, and closes Ended.
+	End func()
+}
+
+// Attach makes a Process of one that runs behind a Relay: it checks the
+// settings and has the plugin connect to its endpoint. Path, SHA256 and RunDir
+// of the launch do not count. ctx bounds the start alone; after an error the
+// process is being ended.
+func Attach(ctx context.Context, at Attachment, l Launch) (*Process, error) {
+	secrets := new(secretText)
+	log := l.log().With("plugin", at.Plugin)
+	conn, err := grpc.NewClient("passthrough:///"+at.Plugin, append(dialOptions(),
+		grpc.WithTransportCredentials(insecure.NewCredentials()), // the connection is private
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return at.Calls(ctx) }),
+		grpc.WithIdleTimeout(0), grpc.WithDisableServiceConfig(), grpc.WithNoProxy())...)
+	if err != nil {
+		at.End()
+		return nil, fmt.Errorf("attach to plugin %s: %w", at.Plugin, err)
+	}
+	var logged sync.WaitGroup
+	logged.Go(func() {
+		_, _ = io.Copy(&logLines{log: log, secrets: secrets, level: slog.LevelWarn}, at.Log)
+	})
+	p, err := configure(ctx, pluginv1.NewPluginServiceClient(conn), l, secrets)
+	if err != nil {
+		at.End()
+		_ = conn.Close()
+		logged.Wait()
+		return nil, fmt.Errorf("start plugin %s: %w", at.Plugin, err)
+	}
+	tidy := make(chan struct{})
+	p.pid, p.done, p.tidy = at.PID, at.Ended, tidy
+	p.platform.gone, p.platform.dialDisk = at.Ended, at.Disk
+	asked := make(chan struct{})
+	p.stop = func() { close(asked); at.End() }
+	log = log.With("pid", p.pid)
+	log.Info("plugin started", "version", p.description.Version)
+	go func() {
+		defer close(tidy)
+		<-at.Ended
+		_ = conn.Close() // nothing is at its other end
+		logged.Wait()
+		select {
+		case <-asked:
+			log.Info("plugin ended")
+		default:
+			log.Warn("plugin ended by itself, or its machine was lost")
+		}
+	}()
+	return p, nil
+}
