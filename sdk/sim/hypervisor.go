@@ -18,7 +18,7 @@ import (
 
 // Limits of a simulated machine.
 const (
-	MaxDisks     = 26
+	MaxDisks     = 128
 	MaxDiskBytes = 64 << 40
 )
 
@@ -31,14 +31,15 @@ type Hypervisor struct{ store store }
 func New() *Hypervisor { return &Hypervisor{store: newMemoryStore()} }
 
 // Open makes, or finds, a hypervisor in a directory. Its disks are sparse
-// files there.
+// files there. What a process left that was killed in the middle of a call is
+// removed.
 func Open(dir string) (*Hypervisor, error) {
 	s, err := newDirStore(dir)
 	if err != nil {
 		return nil, err
 	}
 	h := &Hypervisor{store: s}
-	return h, h.view(func(*state) error { return nil })
+	return h, h.sweep()
 }
 
 // MachineSpec is a machine to make. The zero value of every field works,
@@ -81,7 +82,7 @@ func (h *Hypervisor) CreateMachine(spec MachineSpec) (sdk.Machine, error) {
 		m.NICs = append(m.NICs, sdk.NIC{MAC: newMAC(), Network: n, Model: "virtio"})
 	}
 	for i, size := range spec.DiskBytes {
-		name := "vd" + string(rune('a'+i))
+		name := diskName(i)
 		m.Disks = append(m.Disks, sdk.Disk{ID: sdk.DiskID(name), Name: name, SizeBytes: size, Format: "raw", Pool: "default"})
 	}
 	if err := checkMachine(m); err != nil {
@@ -110,6 +111,15 @@ func (h *Hypervisor) CreateMachine(spec MachineSpec) (sdk.Machine, error) {
 	return m, err
 }
 
+// diskName is what a guest calls its i-th disk: vda to vdz, then vdaa.
+func diskName(i int) string {
+	letters := ""
+	for ; i >= 0; i = i/26 - 1 {
+		letters = string(rune('a'+i%26)) + letters
+	}
+	return "vd" + letters
+}
+
 // checkMachine refuses what no machine of this hypervisor can be.
 func checkMachine(m sdk.Machine) error {
 	invalid := func(format string, args ...any) error {
@@ -126,7 +136,7 @@ func checkMachine(m sdk.Machine) error {
 		switch {
 		case d.ID == "" || seen[d.ID]:
 			return invalid("the disks of machine %q need ids of their own", m.Name)
-		case d.SizeBytes <= 0 || d.SizeBytes > MaxDiskBytes || d.SizeBytes%512 != 0:
+		case d.SizeBytes < 0 || d.SizeBytes > MaxDiskBytes || d.SizeBytes%512 != 0:
 			return invalid("disk %s of machine %q has %d bytes; sizes are multiples of 512 up to %d", d.ID, m.Name, d.SizeBytes, int64(MaxDiskBytes))
 		}
 		seen[d.ID] = true
@@ -208,9 +218,7 @@ func (h *Hypervisor) DeleteMachine(id sdk.MachineID) error {
 			}
 		}
 		for _, d := range m.Files {
-			if err := d.drop(h.store); err != nil {
-				return err
-			}
+			st.discard(d.files()...)
 		}
 		maps.DeleteFunc(st.Drafts, func(_ string, d *draft) bool { return d.Committed == id })
 		delete(st.Machines, id)

@@ -34,6 +34,7 @@ type Platform struct {
 
 	closing sync.Once
 	closed  chan struct{}
+	process process
 }
 
 var (
@@ -52,7 +53,7 @@ func (h *Hypervisor) Connect(settings Settings) *Platform {
 	if settings.Shape == "" {
 		settings.Shape = sdk.ShapeRandom
 	}
-	return &Platform{hypervisor: h, settings: settings, closed: make(chan struct{})}
+	return &Platform{hypervisor: h, settings: settings, closed: make(chan struct{}), process: newProcess()}
 }
 
 // As finds an ability that the settings do not leave out.
@@ -83,7 +84,11 @@ func (p *Platform) As(target any) bool {
 	return false
 }
 
+// open is where every call begins: it waits while the process is stopped.
 func (p *Platform) open() error {
+	if err := p.turn(); err != nil {
+		return err
+	}
 	select {
 	case <-p.closed:
 		return errClosed

@@ -209,9 +209,7 @@ func (st *state) endSnapshot(s store, snap *snapshot, keep bool) error {
 				return fmt.Errorf("end snapshot %s: %w", snap.ID, err)
 			}
 		}
-		if err := errors.Join(s.remove(i.aside(snap.ID)), s.remove(i.moved(snap.ID))); err != nil {
-			return fmt.Errorf("end snapshot %s: %w", snap.ID, err)
-		}
+		st.discard(i.aside(snap.ID), i.moved(snap.ID))
 		if m, ok := st.Machines[snap.Machine.ID]; ok && !keep {
 			if d, ok := m.Files[id]; ok {
 				delete(d.Marks, snap.ID)
@@ -293,6 +291,9 @@ type reader struct {
 func (r *reader) Size() int64 { return r.picture.size }
 
 func (r *reader) ReadAt(data []byte, off int64) (n int, err error) {
+	if err := r.platform.turn(); err != nil {
+		return 0, err
+	}
 	if !r.armed {
 		return r.picture.readAt(data, off)
 	}

@@ -27,6 +27,8 @@ type state struct {
 	Faults    []Fault
 	Calls     map[string]int // by fault: how many calls it has seen
 	Pending   map[string]int // by call and Op.ID: how often it answered ErrPending
+
+	garbage []string // files to remove once this is saved
 }
 
 // machine is a machine, where it lives and who owns it.
@@ -132,7 +134,50 @@ func (h *Hypervisor) view(look func(*state) error) error {
 	return look(st)
 }
 
-// change runs do over the state, alone, and saves the state if do succeeds.
+// discard has files removed after the state is saved that no longer knows them.
+func (st *state) discard(names ...string) { st.garbage = append(st.garbage, names...) }
+
+// sweep removes the files that the state does not know: nobody else is inside a
+// change, so whoever made them, or was about to remove them, was killed.
+func (h *Hypervisor) sweep() error {
+	return h.change(func(st *state) error {
+		known := make(map[string]bool)
+		keep := func(d *disk) {
+			for _, name := range d.files() {
+				known[name] = true
+			}
+		}
+		for _, m := range st.Machines {
+			for _, d := range m.Files {
+				keep(d)
+			}
+		}
+		for _, draft := range st.Drafts {
+			for _, d := range draft.Files {
+				keep(d)
+			}
+		}
+		for id, snap := range st.Snapshots {
+			for _, i := range snap.Disks {
+				known[i.aside(id)], known[i.moved(id)] = true, true
+			}
+		}
+		names, err := h.store.names()
+		if err != nil {
+			return err
+		}
+		for _, name := range names {
+			if !known[name] {
+				st.discard(name)
+			}
+		}
+		return nil
+	})
+}
+
+// change runs do over the state, alone, and saves the state if do succeeds. A
+// process that is killed inside leaves the state of before or after; files that
+// neither knows are swept by the next that opens the hypervisor.
 func (h *Hypervisor) change(do func(*state) error) error {
 	unlock, err := h.store.lock()
 	if err != nil {
@@ -152,6 +197,11 @@ func (h *Hypervisor) change(do func(*state) error) error {
 	}
 	if err := h.store.save(doc); err != nil {
 		return fmt.Errorf("save the state: %w", err)
+	}
+	for _, name := range st.garbage {
+		if err := h.store.remove(name); err != nil {
+			return fmt.Errorf("remove %s: %w", name, err)
+		}
 	}
 	return nil
 }
@@ -202,10 +252,8 @@ func newDisk(s store, sizeBytes int64) (*disk, error) {
 	return d, nil
 }
 
-// drop removes the files of a disk; it can be repeated.
-func (d *disk) drop(s store) error {
-	return errors.Join(s.remove(d.image()), s.remove(d.table()), s.remove(d.writer()))
-}
+// files are all that a disk can have.
+func (d *disk) files() []string { return []string{d.image(), d.table(), d.writer()} }
 
 // openFile opens a file of the store; one that is gone is ErrNotFound.
 func openFile(s store, name, what string) (file, error) {

@@ -209,9 +209,7 @@ func (st *state) commit(s store, op sdk.Op, d *draft) error {
 			return err
 		}
 		for _, f := range old.Files {
-			if err := f.drop(s); err != nil {
-				return err
-			}
+			st.discard(f.files()...)
 		}
 		m.ID, m.UUID, m.NICs = old.ID, old.UUID, old.NICs
 		m.Space, m.Epoch = old.Space, old.Epoch
@@ -233,9 +231,7 @@ func (st *state) commit(s store, op sdk.Op, d *draft) error {
 		if _, err := disconnect(s, f); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		if err := s.remove(f.writer()); err != nil {
-			return err
-		}
+		st.discard(f.writer())
 	}
 	st.Machines[m.ID] = m
 	d.Committed, d.Files = m.ID, nil
@@ -260,9 +256,7 @@ func (p *Platform) AbortDraft(ctx context.Context, op sdk.Op, dr sdk.Draft) erro
 				if _, err := disconnect(p.hypervisor.store, f); err != nil && !errors.Is(err, fs.ErrNotExist) {
 					return err
 				}
-				if err := f.drop(p.hypervisor.store); err != nil {
-					return err
-				}
+				st.discard(f.files()...)
 			}
 			delete(st.Drafts, dr.ID)
 			return nil
@@ -308,6 +302,9 @@ func (w *writer) Flush() error {
 // do is one call of a writer: not fenced, inside the disk, in order.
 func (w *writer) do(call string, off, n int64, work func() error) error {
 	guarded := func(bool) error {
+		if err := w.platform.turn(); err != nil {
+			return err
+		}
 		unlock, err := w.platform.hypervisor.store.rlock()
 		if err != nil {
 			return err
