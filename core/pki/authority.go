@@ -236,10 +236,15 @@ func (a *Authority) IssueAgent(request *x509.CertificateRequest, agentID string,
 	return [][]byte{der, a.certificate.Raw}, nil
 }
 
-const agentScheme = "holdfast"
+// What client certificates say: holdfast://KIND/WHO.
+const (
+	peerScheme = "holdfast"
+	agentHost  = "agent"
+	workerHost = "worker"
+)
 
 func agentURI(agentID string, t tenant.ID) *url.URL {
-	return &url.URL{Scheme: agentScheme, Host: "agent", Path: "/" + string(t) + "/" + agentID}
+	return &url.URL{Scheme: peerScheme, Host: agentHost, Path: "/" + string(t) + "/" + agentID}
 }
 
 // The refusals of an agent's certificate.
@@ -254,10 +259,25 @@ var (
 // the peer has the key. Whether the agent was revoked, and whether Key is still
 // its key, is for the caller to look up.
 func (a *Authority) VerifyAgent(state tls.ConnectionState, now time.Time) (Identity, error) {
-	if len(state.PeerCertificates) == 0 {
-		return Identity{}, ErrNoCertificate
+	leaf, path, err := a.verifyPeer(state, agentHost, now)
+	if err != nil {
+		return Identity{}, err
 	}
-	leaf := state.PeerCertificates[0]
+	tenantID, agentID, ok := strings.Cut(path, "/")
+	if !ok || tenantID == "" || agentID == "" {
+		return Identity{}, ErrForeign
+	}
+	return Identity{AgentID: agentID, TenantID: tenant.ID(tenantID), Key: FingerprintOf(leaf),
+		NotAfter: leaf.NotAfter, RenewOnly: now.After(leaf.NotAfter)}, nil
+}
+
+// verifyPeer checks the certificate of a client of one kind and gives the path
+// in it, which says who it is.
+func (a *Authority) verifyPeer(state tls.ConnectionState, kind string, now time.Time) (leaf *x509.Certificate, path string, err error) {
+	if len(state.PeerCertificates) == 0 {
+		return nil, "", ErrNoCertificate
+	}
+	leaf = state.PeerCertificates[0]
 	roots := x509.NewCertPool()
 	roots.AddCert(a.certificate)
 	// The chain is judged at a moment inside the certificate's own life; its
@@ -268,20 +288,15 @@ func (a *Authority) VerifyAgent(state tls.ConnectionState, now time.Time) (Ident
 	}
 	if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: at,
 		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
-		return Identity{}, fmt.Errorf("%w: %w", ErrForeign, err)
+		return nil, "", fmt.Errorf("%w: %w", ErrForeign, err)
 	}
-	if len(leaf.URIs) != 1 || leaf.URIs[0].Scheme != agentScheme || leaf.URIs[0].Host != "agent" {
-		return Identity{}, ErrForeign
-	}
-	tenantID, agentID, ok := strings.Cut(strings.TrimPrefix(leaf.URIs[0].Path, "/"), "/")
-	if !ok || tenantID == "" || agentID == "" {
-		return Identity{}, ErrForeign
+	if len(leaf.URIs) != 1 || leaf.URIs[0].Scheme != peerScheme || leaf.URIs[0].Host != kind {
+		return nil, "", ErrForeign
 	}
 	if now.After(leaf.NotAfter.Add(RenewGrace)) {
-		return Identity{}, ErrExpired
+		return nil, "", ErrExpired
 	}
-	return Identity{AgentID: agentID, TenantID: tenant.ID(tenantID), Key: FingerprintOf(leaf),
-		NotAfter: leaf.NotAfter, RenewOnly: now.After(leaf.NotAfter)}, nil
+	return leaf, strings.TrimPrefix(leaf.URIs[0].Path, "/"), nil
 }
 
 // RenewAt is when a certificate is to be renewed: after a third of its life.
