@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"path"
@@ -116,6 +117,8 @@ func schemaName(t reflect.Type, hint string) string {
 type identified struct {
 	caller access.Caller
 	err    error
+	// again asks once more, of a request that lasts.
+	again func() (access.Caller, error)
 }
 
 type identifiedKey struct{}
@@ -135,7 +138,8 @@ func serve(mux *http.ServeMux, identify func(*http.Request) (access.Caller, erro
 			return
 		}
 		caller, err := identify(r)
-		ctx := context.WithValue(r.Context(), identifiedKey{}, identified{caller, err})
+		ctx := context.WithValue(r.Context(), identifiedKey{}, identified{caller, err,
+			func() (access.Caller, error) { return identify(r) }})
 		ctx = access.With(ctx, caller)
 		ctx = audit.With(ctx, audit.Origin{Actor: caller.Actor(), Name: caller.Name, Address: r.RemoteAddr, Request: id,
 			Reason: r.Header.Get("Holdfast-Reason")})
@@ -158,7 +162,44 @@ func add[I, O any](h huma.API, op huma.Operation, handler func(context.Context, 
 // The handler has already found what it streams when prepareStream returned
 // without error, so a refusal is an ordinary answer.
 func addEvents[I any](h huma.API, op huma.Operation, events map[string]any, handler func(ctx context.Context, in *I, send sse.Sender)) {
-	sse.Register(h, prepare(h, op), events, handler)
+	sse.Register(h, prepare(h, op), events, func(ctx context.Context, in *I, send sse.Sender) {
+		ctx, stop := whileAllowed(ctx)
+		defer stop()
+		handler(ctx, in, send)
+	})
+}
+
+// allowedEvery is how often the caller of a stream is looked up again.
+const allowedEvery = 30 * time.Second
+
+// whileAllowed ends the context of a stream when its caller has lost the token
+// or become somebody else with it: a stream must not outlive the right to it.
+// A database that does not answer for a moment ends nothing. stop waits.
+func whileAllowed(ctx context.Context) (_ context.Context, stop func()) {
+	who, ok := ctx.Value(identifiedKey{}).(identified)
+	ctx, cancel := context.WithCancel(ctx)
+	if !ok || who.again == nil {
+		return ctx, cancel
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(allowedEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			now, err := who.again()
+			if errors.Is(err, access.ErrCredentials) || err == nil && now != who.caller {
+				cancel()
+				return
+			}
+		}
+	}()
+	return ctx, func() { cancel(); <-done }
 }
 
 // prepare fills in what all operations have in common.
