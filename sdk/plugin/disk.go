@@ -24,7 +24,7 @@ func (r *remote) bytesOf(ctx context.Context, opened *pluginv1.OpenedDisk) (*rem
 	if err == nil {
 		limited, cancel := context.WithTimeout(ctx, r.limit)
 		defer cancel()
-		d.Disk, err = nbd.OpenThrough(limited, address, r.dialerOf(d.handle))
+		d.Disk, err = nbd.OpenThrough(limited, address, r.wrapped(address, r.dialerOf(d.handle)))
 	}
 	if err == nil && d.Size() != opened.GetSizeBytes() {
 		err = errors.Join(broken("a disk of %d bytes is served with %d", opened.GetSizeBytes(), d.Size()), d.Disk.Close())

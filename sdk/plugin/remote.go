@@ -29,6 +29,7 @@ type remote struct {
 	// dialDisk reaches the bytes of an open disk on another machine; nil if the
 	// address that the plugin gives can be dialled from here.
 	dialDisk func(ctx context.Context, handle string) (net.Conn, error)
+	wrapData func(net.Conn) net.Conn // Launch.WrapData
 }
 
 // As finds an ability that the plugin advertised.

@@ -52,6 +52,9 @@ type Launch struct {
 	Log    *slog.Logger // nil: nothing is logged
 	// CallLimit is the longest that a call may take; 0 means sdk.CallLimit.
 	CallLimit time.Duration
+	// WrapData is put around every connection to the bytes of a disk; nil leaves
+	// them as they are. Suites cut and hold them there.
+	WrapData func(net.Conn) net.Conn
 }
 
 func (l Launch) log() *slog.Logger {
@@ -190,7 +193,7 @@ func connect(ctx context.Context, client *goplugin.Client, l Launch, secrets *se
 
 // configure asks a plugin what it is, checks the settings and hands them over.
 func configure(ctx context.Context, client pluginv1.PluginServiceClient, l Launch, secrets *secretText) (*Process, error) {
-	r := &remote{client: client, limit: l.CallLimit, secrets: secrets}
+	r := &remote{client: client, wrapData: l.WrapData, limit: l.CallLimit, secrets: secrets}
 	if r.limit <= 0 {
 		r.limit = sdk.CallLimit
 	}
