@@ -9,4 +9,8 @@
 // bin may exceed it, and then block new backups only.)
 //
 // A reservation belongs to a session and expires when the session stays idle.
+// What the session brought is charged in its place as soon as it is stored: as
+// unreferenced, until a point uses it or it is collected. So a session that is
+// given up makes no room, and its bytes are not counted twice when the next one
+// finds them.
 package quota

@@ -42,13 +42,16 @@ type CloudRepository struct {
 	LocationID   string // the provider's repository behind it
 	LimitBytes   int64
 	UsedBytes    int64 // charged to points
-	PendingBytes int64 // reserved by sessions
-	ChunkSize    int64
-	Created      time.Time
-	Updated      time.Time
-	Version      int64
-	Retired      time.Time      // not zero: its tenant is gone
-	Backups      tenant.Backups // of a retired one: kept or to be deleted
+	PendingBytes int64 // reserved by sessions, or unreferenced
+	// UnreferencedBytes arrived and are in no point yet. They are counted until
+	// a point uses them, or they were idle for ReservationTTL and are collected.
+	UnreferencedBytes int64
+	ChunkSize         int64
+	Created           time.Time
+	Updated           time.Time
+	Version           int64
+	Retired           time.Time      // not zero: its tenant is gone
+	Backups           tenant.Backups // of a retired one: kept or to be deleted
 }
 
 // FreeBytes is what can still be reserved; never negative.
@@ -95,13 +98,13 @@ type FullError struct {
 
 // Error gives the exact figures.
 func (e *FullError) Error() string {
-	return fmt.Sprintf("cloud repository %q is full: %d bytes wanted, %d of %d free (%d used, %d reserved)",
+	return fmt.Sprintf("cloud repository %q is full: %d bytes wanted, %d of %d free (%d used, %d pending)",
 		e.Repository, e.WantedBytes, max(0, e.LimitBytes-e.UsedBytes-e.PendingBytes), e.LimitBytes, e.UsedBytes, e.PendingBytes)
 }
 
 // Hint says what helps.
 func (e *FullError) Hint() string {
-	return "remove points that are no longer needed, or ask the provider for a larger quota; what is stored stays restorable"
+	return "remove points that are no longer needed, or ask the provider for a larger quota; what is stored stays restorable, and what is pending is used by the next backup of the same data or goes when it was idle for a week"
 }
 
 // Reservation is what a session holds of a repository's free space.
@@ -181,7 +184,7 @@ type NotEmptyError struct {
 
 // Error says how much is there.
 func (e *NotEmptyError) Error() string {
-	return fmt.Sprintf("cloud repository %q still stores %d bytes and has %d reserved", e.Repository, e.UsedBytes, e.Pending)
+	return fmt.Sprintf("cloud repository %q still stores %d bytes and has %d pending", e.Repository, e.UsedBytes, e.Pending)
 }
 
 // Hint says what helps.

@@ -32,7 +32,7 @@ func TestRules(t *testing.T) {
 
 func TestFiguresOfARefusalAreExact(t *testing.T) {
 	e := &FullError{Repository: "Gold", LimitBytes: 100, UsedBytes: 70, PendingBytes: 20, WantedBytes: 11}
-	if got := e.Error(); got != `cloud repository "Gold" is full: 11 bytes wanted, 10 of 100 free (70 used, 20 reserved)` {
+	if got := e.Error(); got != `cloud repository "Gold" is full: 11 bytes wanted, 10 of 100 free (70 used, 20 pending)` {
 		t.Error(got)
 	}
 	if free := (CloudRepository{LimitBytes: 10, UsedBytes: 30}).FreeBytes(); free != 0 {

@@ -20,10 +20,19 @@ type Catalogue interface {
 	Check(ctx context.Context, repository string, epoch uint64) error
 
 	// Commit makes a point exist: it checks the epoch, records the point, ends
-	// the session's reservation, charges the point's bytes, and appends the audit
-	// entry. Where the charge does not fit it answers *quota.FullError. A point
-	// that exists already is an error.
-	Commit(ctx context.Context, repository string, epoch uint64, p PointRecord) error
+	// the session's reservation, charges the point's bytes, sets what is pending
+	// without what the point uses of it, and appends the audit entry. Where the
+	// charge exceeds both the room and what it takes the place of, it answers
+	// *quota.FullError. A point that exists already is an error.
+	Commit(ctx context.Context, repository string, epoch uint64, p PointRecord, pendingBytes int64) error
+
+	// Shipped sets what is pending, the bytes of a session among it that were
+	// reserved until now. It is charged even above the limit: it is there.
+	Shipped(ctx context.Context, repository string, epoch uint64, session string, shippedBytes, pendingBytes int64) error
+
+	// Reconciled sets what is pending, and, unless reserved is nil, what sessions
+	// hold beside it: those not named hold nothing.
+	Reconciled(ctx context.Context, repository string, epoch uint64, pendingBytes int64, reserved map[string]int64) error
 
 	// Point finds one point, binned or not, else tenant.ErrNotFound.
 	Point(ctx context.Context, repository string, id point.ID) (PointRecord, error)

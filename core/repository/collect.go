@@ -81,6 +81,9 @@ func (r *Repository) Collect(ctx context.Context, o CollectOptions) (CollectRepo
 	if err == nil || errors.As(err, &incomplete) { // what was condemned before does not depend on it
 		err = errors.Join(err, c.delete(ctx))
 	}
+	if err == nil {
+		err = errors.Join(r.forgetEnded(), r.recountPending(ctx))
+	}
 	if err != nil {
 		return report, fmt.Errorf("collect repository %s: %w", r.id, err)
 	}
@@ -169,14 +172,24 @@ func (c *collector) pack(ctx context.Context, p packObject) error {
 	if c.r.openSession(entries) {
 		return nil
 	}
+	pending, err := c.r.space.pendingIn(p.id)
+	if err != nil {
+		return err
+	}
+	if pending > 0 {
+		since, err := c.r.idleSince(p.id, entries)
+		if err != nil {
+			return err
+		}
+		if c.r.clock().Sub(since) < c.r.pendingPeriod {
+			return nil
+		}
+	}
 	used, usedBytes, err := c.used(p, entries)
 	if err != nil {
 		return err
 	}
-	records := int64(0)
-	for _, e := range entries {
-		records += int64(e.Length)
-	}
+	records := sumOf(entries)
 	switch waste := records - usedBytes; {
 	case len(used) == 0:
 		c.unused = append(c.unused, victim{p, entries})
@@ -185,6 +198,9 @@ func (c *collector) pack(ctx context.Context, p packObject) error {
 		}
 		return nil
 	case waste == 0 || float64(waste) < c.o.Threshold*float64(records):
+		if pending > 0 { // what is kept of it is not the tenant's doing any more
+			return c.r.releasePending(ctx, p.id)
+		}
 		return nil
 	}
 	return c.copy(ctx, victim{p, entries}, used)
@@ -290,7 +306,7 @@ func (c *collector) finish(ctx context.Context) error {
 	if len(victims) == 0 {
 		return out.discard()
 	}
-	if err := errors.Join(out.seal(), c.r.ship(ctx, out)); err != nil {
+	if err := errors.Join(out.seal(), c.r.ship(ctx, out, "")); err != nil {
 		return errors.Join(err, out.discard())
 	}
 	if err := c.o.Pause(ctx, StageCopied); err != nil {
@@ -478,6 +494,9 @@ func (c *collector) removed(ctx context.Context, gone []PackID) error {
 	}
 	if err := c.r.catalogue.Removed(ctx, c.r.id, c.r.epoch, gone); err != nil {
 		return fmt.Errorf("record deleted packs: %w", err)
+	}
+	if err := c.r.releasePending(ctx, gone...); err != nil {
+		return err
 	}
 	c.r.mu.Lock()
 	defer c.r.mu.Unlock()

@@ -173,16 +173,17 @@ func (s *Session) record(ctx context.Context, d *demand) error {
 	r := s.r
 	r.charging.Lock()
 	defer r.charging.Unlock()
-	charge, err := d.charge()
+	charge, taken, err := d.charge()
 	if err != nil {
 		return err
 	}
 	record := recordOf(d.p, r.epoch)
 	record.Committed, record.ChargedBytes = r.clock().UTC(), charge
-	if err := r.catalogue.Commit(ctx, r.id, r.epoch, record); err != nil {
+	pending := r.pending - taken
+	if err := r.catalogue.Commit(ctx, r.id, r.epoch, record, pending); err != nil {
 		return s.refused(ctx, d.p, err)
 	}
-	r.noteUsed(d)
+	r.noteUsed(d, pending)
 	return nil
 }
 
@@ -342,7 +343,7 @@ func (d *demand) page(ctx context.Context, at place, id, shared chunk.ID) error 
 	}
 	// After its children, so that a page that was seen is one that was looked
 	// through.
-	d.batch.set(key, binary.LittleEndian.AppendUint32(nil, copies[0].Length))
+	d.batch.set(key, demandValue(copies[0]))
 	return d.batch.spill()
 }
 
@@ -395,7 +396,7 @@ func (d *demand) chunk(id chunk.ID, length int) error {
 	if int(copies[0].PlainLength) != length {
 		return fmt.Errorf("chunk %s has %d bytes, its place %d: %w", id, copies[0].PlainLength, length, ErrRefused)
 	}
-	d.batch.set(d.key(chunk.KindData, id), binary.LittleEndian.AppendUint32(nil, copies[0].Length))
+	d.batch.set(d.key(chunk.KindData, id), demandValue(copies[0]))
 	return d.batch.spill()
 }
 
@@ -412,18 +413,34 @@ func (d *demand) lacks(list *[]chunk.ID, id chunk.ID) error {
 	return nil
 }
 
-// charge is the bytes of what no live point used before; r.charging is held.
-func (d *demand) charge() (int64, error) {
-	r, sum := d.s.r, int64(0)
-	err := r.space.each(d.prefix(), func(key, value []byte) error {
+// charge is the bytes of what no live point used before, and how many bytes the
+// point takes out of what is pending; r.charging is held.
+func (d *demand) charge() (sum, taken int64, err error) {
+	r := d.s.r
+	err = r.space.each(d.prefix(), func(key, value []byte) error {
+		size, pack := parseDemand(value)
 		use, err := r.use(key)
 		if err != nil {
 			return err
 		}
 		if use != usedLive {
-			sum += int64(binary.LittleEndian.Uint32(value))
+			sum += int64(size)
 		}
-		return nil
+		pending, ok, err := r.space.get(r.space.pendingKey(pack, key))
+		if ok && len(pending) == 4 {
+			taken += int64(binary.LittleEndian.Uint32(pending))
+		}
+		return err
 	})
-	return sum, err
+	return sum, taken, err
+}
+
+// demandValue is the size of a needed record, and which pack has the copy that
+// is used.
+func demandValue(l location) []byte {
+	return append(binary.LittleEndian.AppendUint32(nil, l.Length), l.pack[:]...)
+}
+
+func parseDemand(value []byte) (size uint32, pack PackID) {
+	return binary.LittleEndian.Uint32(value), PackID(value[4:])
 }

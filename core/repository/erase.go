@@ -47,7 +47,7 @@ const maxEraseFailures = 20
 
 // erase drops every key of the repository.
 func (s space) erase() error {
-	for _, family := range []byte{familyCopies, familyPack, familyPage, familyUsed, familyState, familyNew, familySound} {
+	for _, family := range []byte{familyCopies, familyPack, familyPage, familyUsed, familyState, familyPending, familyEnded, familyNew, familySound} {
 		first := s.key(family)
 		after := append([]byte(nil), first...)
 		for i := len(after) - 1; i >= 0; i-- {

@@ -171,6 +171,13 @@ func (i *importer) charge(ctx context.Context, points []PointRecord) (err error)
 	r.charging.Lock()
 	w := &walk{r: r, generation: r.used.generation + 1}
 	r.charging.Unlock()
+	// The generation may be the one that an earlier life left in the index: the
+	// next Open makes its own.
+	b := r.space.batch()
+	b.delete(r.space.key(familyState))
+	if err := b.apply(); err != nil {
+		return err
+	}
 	prefix := r.usedPrefix(w.generation)
 	if err := r.space.clear(prefix); err != nil {
 		return err

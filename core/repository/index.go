@@ -27,13 +27,15 @@ type Index struct {
 
 // Families of keys.
 const (
-	familyCopies = 'L' // kind, id → the copies of a record
-	familyPack   = 'P' // pack → kind, size: its records are entered
-	familyPage   = 'E' // page id → encoded page: the edges from pages to their children
-	familyUsed   = 'X' // generation, kind, id → flag, size: what points use
-	familyState  = 'G' // → generation and sum of the points that it counts
-	familyNew    = 'N' // session, kind, id → size: what a commit in progress needs
-	familySound  = 'V' // page id → whether all below it is present: a verification in progress
+	familyCopies  = 'L' // kind, id → the copies of a record
+	familyPack    = 'P' // pack → kind, size: its records are entered
+	familyPage    = 'E' // page id → encoded page: the edges from pages to their children
+	familyUsed    = 'X' // generation, kind, id → flag, size: what points use
+	familyState   = 'G' // → generation and sum of the points that it counts; "pending" → the sum of what is pending
+	familyPending = 'U' // pack, kind, id → size: brought by a session and used by no point yet
+	familyEnded   = 'Z' // session → when it was given up
+	familyNew     = 'N' // session, kind, id → size: what a commit in progress needs
+	familySound   = 'V' // page id → whether all below it is present: a verification in progress
 )
 
 // IndexOptions tune the index. The zero value works.
@@ -314,13 +316,17 @@ func idsOf(entries []Entry) []chunk.ID {
 }
 
 // enter makes a synced pack known, in one batch. Entering again is harmless.
-func (s space) enter(p packObject, entries []Entry, pages map[chunk.ID][]byte) error {
+// more, if given, adds to the batch.
+func (s space) enter(p packObject, entries []Entry, pages map[chunk.ID][]byte, more func(*batch)) error {
 	also := func(b *batch) {
 		for id, page := range pages {
 			b.set(s.key(familyPage, id[:]), page)
 		}
 		value := binary.LittleEndian.AppendUint64([]byte{byte(p.kind)}, uint64(p.size))
 		b.set(s.key(familyPack, p.id[:]), value)
+		if more != nil {
+			more(b)
+		}
 	}
 	return s.change(p.kind, idsOf(entries), also, func(i int, copies []location) []location {
 		l := location{pack: p.id, Entry: entries[i]}

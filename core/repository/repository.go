@@ -15,6 +15,7 @@ import (
 	"github.com/holdfast-dr/holdfast/core/blob"
 	"github.com/holdfast-dr/holdfast/core/chunk"
 	"github.com/holdfast-dr/holdfast/core/point"
+	"github.com/holdfast-dr/holdfast/core/quota"
 )
 
 // Config says what to open, and how.
@@ -33,6 +34,9 @@ type Config struct {
 	MaxSessions int           // 0: DefaultSessions
 	LongestRead time.Duration // after it a condemned pack is deleted; 0: DefaultLongestRead
 	BinPeriod   time.Duration // how long forgotten points stay restorable; 0: they go with the next collection
+	// PendingPeriod is how long what no point uses yet is kept for the next
+	// session; 0: DefaultPending.
+	PendingPeriod time.Duration
 
 	Clock func() time.Time // time.Now if nil
 	Log   *slog.Logger     // discarded if nil
@@ -46,32 +50,37 @@ const (
 	DefaultPack        = 64 << 20
 	DefaultSessions    = 256
 	DefaultLongestRead = 24 * time.Hour
+	// DefaultPending is the life of an idle session: who comes back within it
+	// finds what arrived.
+	DefaultPending = quota.ReservationTTL
 )
 
 // Repository is one cloud repository. It is safe for several goroutines.
 type Repository struct {
-	id          string
-	blobs       blob.Store
-	space       space
-	catalogue   Catalogue
-	spool       string
-	epoch       uint64
-	refusal     error // of everything that writes; nil: go ahead
-	newest      uint64
-	chunkSize   int64
-	fanOut      int
-	packBytes   int64
-	maxSessions int
-	longest     time.Duration
-	bin         time.Duration
-	clock       func() time.Time
-	log         *slog.Logger
+	id            string
+	blobs         blob.Store
+	space         space
+	catalogue     Catalogue
+	spool         string
+	epoch         uint64
+	refusal       error // of everything that writes; nil: go ahead
+	newest        uint64
+	chunkSize     int64
+	fanOut        int
+	packBytes     int64
+	maxSessions   int
+	longest       time.Duration
+	bin           time.Duration
+	pendingPeriod time.Duration
+	clock         func() time.Time
+	log           *slog.Logger
 
 	// Locks are taken in this order: marking, condemning, charging, mu.
 	marking    sync.Mutex   // one walk of all points at a time
 	condemning sync.RWMutex // read-held from a commit's look-ups to its end, written by condemn
-	charging   sync.Mutex   // makes what is charged and what is marked agree; guards used
+	charging   sync.Mutex   // makes what is charged and what is marked agree; guards used and pending
 	used       usedState
+	pending    int64      // what is pending, by the index; guarded by charging
 	collecting sync.Mutex // one collection at a time
 
 	mu        sync.Mutex // guards what follows
@@ -106,7 +115,7 @@ func configure(c Config) (*Repository, error) {
 	r := &Repository{
 		id: c.ID, blobs: c.Blobs, space: space, catalogue: c.Catalogue, spool: filepath.Join(c.SpoolDir, c.ID),
 		epoch: c.Epoch, chunkSize: c.ChunkSize, fanOut: c.FanOut, packBytes: c.PackBytes, maxSessions: c.MaxSessions,
-		longest: c.LongestRead, bin: c.BinPeriod, clock: c.Clock, log: c.Log,
+		longest: c.LongestRead, bin: c.BinPeriod, pendingPeriod: c.PendingPeriod, clock: c.Clock, log: c.Log,
 		sessions: map[chunk.SessionID]*Session{}, pins: map[point.ID]int{}, condemned: map[PackID]time.Time{},
 	}
 	r.chunkSize = orDefault(r.chunkSize, chunk.Size)
@@ -114,6 +123,7 @@ func configure(c Config) (*Repository, error) {
 	r.packBytes = orDefault(r.packBytes, DefaultPack)
 	r.maxSessions = orDefault(r.maxSessions, DefaultSessions)
 	r.longest = orDefault(r.longest, DefaultLongestRead)
+	r.pendingPeriod = orDefault(r.pendingPeriod, DefaultPending)
 	if r.clock == nil {
 		r.clock = time.Now
 	}
@@ -143,7 +153,8 @@ func (r *Repository) open(ctx context.Context) error {
 	if err := r.loadCondemned(ctx); err != nil {
 		return err
 	}
-	if err := r.reconcile(ctx); err != nil {
+	changed, err := r.reconcile(ctx)
+	if err != nil {
 		return err
 	}
 	for _, family := range []byte{familySound, familyNew} { // of work that a crash cut
@@ -157,7 +168,11 @@ func (r *Repository) open(ctx context.Context) error {
 	if err := r.recover(ctx); err != nil {
 		return err
 	}
-	return r.openUsed(ctx)
+	walked, err := r.openUsed(ctx)
+	if err != nil {
+		return err
+	}
+	return r.openPending(ctx, changed || walked)
 }
 
 // claim takes the epoch into the store, unless the store knows a newer one.
@@ -279,30 +294,39 @@ func (r *Repository) loadCondemned(ctx context.Context) error {
 }
 
 // reconcile makes the index agree with the packs in the store: a stale index is
-// worse than none. It reads the footers of packs that the index does not know.
-func (r *Repository) reconcile(ctx context.Context) error {
+// worse than none. It reads the footers of packs that the index does not know,
+// or of which it does not know what is pending. changed tells whether there were
+// any.
+func (r *Repository) reconcile(ctx context.Context) (changed bool, err error) {
+	_, counted, err := r.space.pending()
+	if err != nil {
+		return false, err
+	}
 	known := map[PackID]int64{}
 	prefix := r.space.key(familyPack)
-	err := r.space.each(prefix, func(key, value []byte) error {
+	err = r.space.each(prefix, func(key, value []byte) error {
 		if len(key) == len(PackID{}) && len(value) == 9 {
 			known[PackID(key)] = int64(binary.LittleEndian.Uint64(value[1:]))
 		}
 		return nil
 	})
 	if err != nil {
-		return err
+		return false, err
 	}
 	var wrong []packObject
 	for _, kind := range []PackKind{chunk.KindData, chunk.KindPage} {
 		for p, err := range r.packs(ctx, kind) {
 			if err != nil {
-				return err
+				return false, err
 			}
 			if size, ok := known[p.id]; !ok || size != p.size {
 				wrong = append(wrong, p)
 				continue
 			}
 			delete(known, p.id)
+			if !counted && r.young(p.id) {
+				wrong = append(wrong, p)
+			}
 		}
 	}
 	gone := make(map[PackID]bool, len(known))
@@ -310,20 +334,20 @@ func (r *Repository) reconcile(ctx context.Context) error {
 		gone[id] = true
 	}
 	if err := r.space.purge(gone); err != nil {
-		return err
+		return false, err
 	}
 	if len(gone) > 0 { // deleted by somebody else
 		r.noteDamage()
 	}
 	for _, p := range wrong {
 		if err := r.enter(ctx, p); err != nil {
-			return err
+			return false, err
 		}
 	}
 	if len(wrong)+len(gone) > 0 {
 		r.log.Info("index reconciled", "entered", len(wrong), "dropped", len(gone))
 	}
-	return r.applyDamage(ctx)
+	return len(wrong)+len(gone) > 0, r.applyDamage(ctx)
 }
 
 // enter makes a pack of the store known from its footer, or, where the footer
@@ -340,7 +364,10 @@ func (r *Repository) enter(ctx context.Context, p packObject) error {
 	if err != nil {
 		return err
 	}
-	return r.space.enter(p, entries, nil)
+	if !r.young(p.id) || r.isCondemned(p.id) {
+		return r.space.enter(p, entries, nil, nil)
+	}
+	return r.space.enter(p, entries, nil, func(b *batch) { b.pend(p, entries) }) // counted when it is known what points use
 }
 
 func (r *Repository) applyDamage(ctx context.Context) error {

@@ -564,7 +564,7 @@ func (s *Session) shipSealed(ctx context.Context) error {
 		if err := p.seal(); err != nil {
 			return err
 		}
-		if err := s.r.ship(ctx, p); err != nil {
+		if err := s.r.ship(ctx, p, sessionText(s.id)); err != nil {
 			return err
 		}
 		s.mu.Lock()
@@ -586,9 +586,9 @@ func (s *Session) shipAll(ctx context.Context) error {
 	return s.shipSealed(ctx)
 }
 
-// Abort gives the session up. What it brought stays until it is collected, so
-// that the next session need not send it again. A session that has committed
-// cannot be given up.
+// Abort gives the session up. What it brought stays for Config.PendingPeriod, so
+// that the next session need not send it again, and is charged until it has been
+// collected. A session that has committed cannot be given up.
 func (s *Session) Abort(ctx context.Context) error { return s.abort(ctx, true) }
 
 // abort gives the session up; keep brings what is spooled to the store first.
@@ -611,6 +611,9 @@ func (s *Session) abort(ctx context.Context, keep bool) error {
 		return fmt.Errorf("abort: point %s is committed: %w", s.done, ErrRefused)
 	}
 	if keep {
+		if err := s.noteEnded(); err != nil {
+			return fmt.Errorf("abort session: %w", err)
+		}
 		if err := s.shipAll(ctx); err != nil {
 			s.r.log.Warn("what an aborted session brought is lost in part", "session", sessionText(s.id), "error", err)
 		}

@@ -134,7 +134,7 @@ func (p *spoolPack) pages() (map[chunk.ID][]byte, error) {
 
 // ship brings a sealed pack into the store, and then into the index. It may be
 // repeated after an error.
-func (r *Repository) ship(ctx context.Context, p *spoolPack) error {
+func (r *Repository) ship(ctx context.Context, p *spoolPack, session string) error {
 	var pages map[chunk.ID][]byte
 	if p.kind == chunk.KindPage {
 		var err error
@@ -145,7 +145,12 @@ func (r *Repository) ship(ctx context.Context, p *spoolPack) error {
 	if err := r.store(ctx, p); err != nil {
 		return fmt.Errorf("store pack %s: %w", p.id, err)
 	}
-	if err := r.space.enter(p.packObject, p.entries, pages); err != nil {
+	if session == "" { // a collection's, in which points use everything
+		err := r.space.enter(p.packObject, p.entries, pages, nil)
+		if err != nil {
+			return err
+		}
+	} else if err := r.bring(ctx, p, pages, session); err != nil {
 		return err
 	}
 	if err := p.discard(); err != nil {

@@ -11,7 +11,7 @@ import (
 // Usage is where the bytes of a repository are. The parts add up to TotalBytes.
 type Usage struct {
 	LiveBytes     int64 // records that live points need: what the quota charges
-	PendingBytes  int64 // records of open sessions that no point needs yet
+	PendingBytes  int64 // records that sessions brought and no point has used yet: charged as well
 	BinBytes      int64 // records that only binned points need
 	WasteBytes    int64 // everything else in packs: to be collected
 	OverheadBytes int64 // headers, footers, manifests, wraps, tombstones
@@ -71,17 +71,26 @@ func (r *Repository) account(ctx context.Context, p packObject, u *Usage) error 
 }
 
 func (r *Repository) part(p packObject, e Entry, condemned bool, u *Usage) (*int64, error) {
+	record := recordKey(p.kind, e.ID)
+	_, pending, err := r.space.get(r.space.pendingKey(p.id, record))
+	if err != nil {
+		return nil, err
+	}
+	other := &u.WasteBytes
+	if pending {
+		other = &u.PendingBytes
+	}
 	if condemned {
-		return &u.WasteBytes, nil
+		return other, nil
 	}
 	copies, _, err := r.live(p.kind, e.ID)
 	if err != nil {
 		return nil, err
 	}
 	if len(copies) == 0 || copies[0].pack != p.id || copies[0].Offset != e.Offset {
-		return &u.WasteBytes, nil
+		return other, nil
 	}
-	use, err := r.use(recordKey(p.kind, e.ID))
+	use, err := r.use(record)
 	switch {
 	case err != nil:
 		return nil, err
@@ -89,8 +98,6 @@ func (r *Repository) part(p packObject, e Entry, condemned bool, u *Usage) (*int
 		return &u.LiveBytes, nil
 	case use == usedHeld:
 		return &u.BinBytes, nil
-	case r.openSession([]Entry{e}):
-		return &u.PendingBytes, nil
 	}
-	return &u.WasteBytes, nil
+	return other, nil
 }

@@ -70,18 +70,23 @@ func (b *batch) setState(s usedState) {
 	b.set(b.s.key(familyState), append(binary.BigEndian.AppendUint64(nil, s.generation), s.sum[:]...))
 }
 
-// noteUsed adds a committed point to the present generation; r.charging is held.
+// noteUsed adds a committed point to the present generation, and takes what it
+// uses out of what is pending; r.charging is held.
 // The point exists already, so an error only makes the generation stale.
-func (r *Repository) noteUsed(d *demand) {
+func (r *Repository) noteUsed(d *demand, pending int64) {
 	b := r.space.batch()
 	prefix := r.usedPrefix(r.used.generation)
 	err := r.space.each(d.prefix(), func(key, value []byte) error {
-		b.set(append(append([]byte(nil), prefix...), key...), usedValue(usedLive, binary.LittleEndian.Uint32(value)))
+		size, pack := parseDemand(value)
+		b.set(append(append([]byte(nil), prefix...), key...), usedValue(usedLive, size))
+		b.delete(r.space.pendingKey(pack, key))
 		return b.spill()
 	})
 	addPoint(&r.used.sum, d.p.Point, usedLive)
 	if err == nil {
 		b.setState(r.used)
+		b.setPending(pending)
+		r.pending = pending
 		err = b.apply()
 	} else {
 		b.drop()
@@ -96,35 +101,35 @@ func (r *Repository) noteUsed(d *demand) {
 }
 
 // openUsed takes the generation that the index holds if it is that of the
-// catalogue's points, else makes a new one.
-func (r *Repository) openUsed(ctx context.Context) error {
+// catalogue's points, else makes a new one, and says so.
+func (r *Repository) openUsed(ctx context.Context) (walked bool, err error) {
 	value, ok, err := r.space.get(r.space.key(familyState))
 	if err != nil {
-		return err
+		return false, err
 	}
 	if ok && len(value) == 40 {
 		var sum [32]byte
 		for _, binned := range []bool{false, true} {
 			for p, err := range r.allPoints(ctx, binned) {
 				if err != nil {
-					return err
+					return false, err
 				}
 				addPoint(&sum, p.ID, useOf(binned))
 			}
 		}
 		r.used = usedState{generation: binary.BigEndian.Uint64(value), sum: [32]byte(value[8:])}
 		if sum == r.used.sum {
-			return nil
+			return false, nil
 		}
 	}
 	w, err := r.walk(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if len(w.broken) > 0 {
 		r.log.Error("map pages of points cannot be read", "points", len(w.broken), "first", w.broken[0])
 	}
-	return nil
+	return true, nil
 }
 
 func useOf(binned bool) use {

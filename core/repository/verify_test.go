@@ -346,7 +346,8 @@ func TestImportRebuildsTheCatalogue(t *testing.T) {
 	one := s.backup(machine, "", d)
 	two := s.backup(machine, one, d.changed(r, 10))
 	three := s.backup(machine, two, d)
-	s.forget(one)
+	other := randomDisk(r, 40*testChunk)
+	s.forget(one, s.backup(newMachine(), "", other))
 	used, _ := s.catalogue.Used(s.id)
 	// A refused commit must not come back, and neither must a point that lacks
 	// something.
@@ -354,7 +355,7 @@ func TestImportRebuildsTheCatalogue(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	manifest, err := b.send(ctx, randomDisk(r, 40*testChunk))
+	manifest, err := b.send(ctx, other)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -386,7 +387,7 @@ func TestImportRebuildsTheCatalogue(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if report.Points != 2 || report.Binned != 1 || report.Void != 1 || len(report.Refused) != 1 || report.Refused[0].Object != name || report.UsedBytes != used {
+	if report.Points != 2 || report.Binned != 2 || report.Void != 1 || len(report.Refused) != 1 || report.Refused[0].Object != name || report.UsedBytes != used {
 		t.Errorf("import: %+v, want %d bytes used", report, used)
 	}
 	s.epoch = s.catalogue.Epoch(s.id)
@@ -402,11 +403,11 @@ func TestImportRebuildsTheCatalogue(t *testing.T) {
 	}
 	s.wantBooks()
 	s.wantRestore(three, d)
-	if binned, err := s.repo.Binned(ctx, "", "", 0); err != nil || len(binned) != 1 || binned[0].ID != one {
+	if binned, err := s.repo.Binned(ctx, "", "", 0); err != nil || len(binned) != 2 || binned[0].ID != one {
 		t.Errorf("binned: %v, %v", binned, err)
 	}
 	// The quota blocks what is new, and nothing else.
-	if _, err := s.run(ctx, machine, three, d.changed(r, 10)); err == nil {
+	if _, err := s.run(ctx, machine, three, other); err == nil {
 		t.Error("a backup got into a full repository")
 	}
 }

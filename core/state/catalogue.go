@@ -81,15 +81,35 @@ func (t *tx) insertPoint(ctx context.Context, id string, p repository.PointRecor
 	return nil
 }
 
-func (s catalogue) Commit(ctx context.Context, id string, epoch uint64, p repository.PointRecord) error {
+func (s catalogue) Commit(ctx context.Context, id string, epoch uint64, p repository.PointRecord, pendingBytes int64) error {
 	return s.fencedChange(ctx, id, epoch, func(t *tx, owner tenant.ID) error {
 		if err := t.insertPoint(ctx, id, p); err != nil {
 			return err
 		}
-		if err := t.settle(ctx, owner, quota.ID(id), p.Session, p.ChargedBytes, false); err != nil {
+		if err := t.settle(ctx, owner, quota.ID(id), settlement{session: p.Session, charge: p.ChargedBytes, pending: &pendingBytes}); err != nil {
 			return err
 		}
 		return t.auditPoint(ctx, owner, "point.commit", id, p)
+	})
+}
+
+func (s catalogue) Shipped(ctx context.Context, id string, epoch uint64, session string, shippedBytes, pendingBytes int64) error {
+	return s.fenced(ctx, id, epoch, func(t *tx) error {
+		owner, err := t.repositoryOwner(ctx, id)
+		if err != nil {
+			return err
+		}
+		return t.shipped(ctx, owner, quota.ID(id), session, shippedBytes, pendingBytes)
+	})
+}
+
+func (s catalogue) Reconciled(ctx context.Context, id string, epoch uint64, pendingBytes int64, reserved map[string]int64) error {
+	return s.fenced(ctx, id, epoch, func(t *tx) error {
+		owner, err := t.repositoryOwner(ctx, id)
+		if err != nil {
+			return err
+		}
+		return t.reconciled(ctx, owner, quota.ID(id), pendingBytes, reserved)
 	})
 }
 

@@ -15,12 +15,12 @@ var _ quota.Store = quotas{}
 // Quotas keeps cloud repositories and what is reserved in them.
 func (db *DB) Quotas() quota.Store { return quotas{db} }
 
-const repositoryColumns = `id, tenant_id, name, location_id, limit_bytes, used_bytes, pending_bytes, chunk_size,
+const repositoryColumns = `id, tenant_id, name, location_id, limit_bytes, used_bytes, pending_bytes, unreferenced_bytes, chunk_size,
 	created, updated, version, retired, backups`
 
 func scanRepository(s scanner) (r quota.CloudRepository, err error) {
 	var created, updated, retired int64
-	err = s.Scan(&r.ID, &r.TenantID, &r.Name, &r.LocationID, &r.LimitBytes, &r.UsedBytes, &r.PendingBytes, &r.ChunkSize,
+	err = s.Scan(&r.ID, &r.TenantID, &r.Name, &r.LocationID, &r.LimitBytes, &r.UsedBytes, &r.PendingBytes, &r.UnreferencedBytes, &r.ChunkSize,
 		&created, &updated, &r.Version, &retired, &r.Backups)
 	r.Created, r.Updated, r.Retired = moment(created), moment(updated), moment(retired)
 	return r, err
@@ -75,7 +75,7 @@ func (t *tx) insertRepository(ctx context.Context, r *quota.CloudRepository) err
 	if err != nil {
 		return err
 	}
-	r.UsedBytes, r.PendingBytes, r.Version = 0, 0, 1
+	r.UsedBytes, r.PendingBytes, r.UnreferencedBytes, r.Version = 0, 0, 0, 1
 	r.Created, r.Updated = now, now
 	_, err = t.exec(ctx, `INSERT INTO cloud_repositories
 		(id, tenant_id, name, name_fold, location_id, limit_bytes, used_bytes, pending_bytes, chunk_size, created, updated, version, retired, backups)
@@ -174,7 +174,7 @@ func (s quotas) Delete(ctx context.Context, in tenant.ID, id quota.ID) error {
 		if err != nil {
 			return err
 		}
-		n, err := t.exec(ctx, `DELETE FROM cloud_repositories WHERE id = $1 AND used_bytes = 0 AND pending_bytes = 0`, string(id))
+		n, err := t.exec(ctx, `DELETE FROM cloud_repositories WHERE id = $1 AND used_bytes = 0 AND pending_bytes = unreferenced_bytes`, string(id))
 		if isForeign(err) { // points of the catalogue, or charged by another way
 			return &quota.NotEmptyError{Repository: r.Name, UsedBytes: r.UsedBytes, Pending: r.PendingBytes}
 		}
@@ -197,11 +197,11 @@ func (s quotas) Reserve(ctx context.Context, in tenant.ID, id quota.ID, session 
 }
 
 func (s quotas) Commit(ctx context.Context, in tenant.ID, id quota.ID, session string, charge int64) error {
-	return s.db.write(ctx, func(t *tx) error { return t.settle(ctx, in, id, session, charge, false) })
+	return s.db.write(ctx, func(t *tx) error { return t.settle(ctx, in, id, settlement{session: session, charge: charge}) })
 }
 
 func (s quotas) Release(ctx context.Context, in tenant.ID, id quota.ID, session string) error {
-	return s.db.write(ctx, func(t *tx) error { return t.settle(ctx, in, id, session, 0, true) })
+	return s.db.write(ctx, func(t *tx) error { return t.settle(ctx, in, id, settlement{session: session, release: true}) })
 }
 
 // reserve adds bytes to what a session holds. The condition in the UPDATE is the
@@ -234,39 +234,133 @@ func (t *tx) reserve(ctx context.Context, in tenant.ID, id quota.ID, session str
 	return r, nil
 }
 
-// settle ends a session's reservation and charges what its point takes. With
-// force it charges even above the limit (a release charges nothing; an import
-// after a disaster admits what is there).
-func (t *tx) settle(ctx context.Context, in tenant.ID, id quota.ID, session string, charge int64, force bool) error {
-	if charge < 0 || charge > quota.MaxLimit {
+// settlement ends a session's reservation.
+type settlement struct {
+	session string
+	charge  int64  // what its point takes
+	pending *int64 // what is in no point yet, from now on; nil: unchanged
+	release bool   // nothing is charged, so the limit is nobody's concern
+}
+
+// settle ends a session's reservation and charges what its point takes, if there
+// is room beside what it takes the place of.
+func (t *tx) settle(ctx context.Context, in tenant.ID, id quota.ID, s settlement) error {
+	if s.charge < 0 || s.charge > quota.MaxLimit {
 		return &tenant.InvalidError{Field: "charge", Reason: "is out of bounds"}
 	}
-	// The repository's row first: every method locks it before its reservations.
-	n, err := t.exec(ctx, "UPDATE cloud_repositories SET pending_bytes = pending_bytes WHERE id = $1 AND tenant_id = $2 AND retired = 0",
-		string(id), string(in))
+	unreferenced, found, err := t.lockRepository(ctx, in, id)
 	if err != nil {
-		return fmt.Errorf("lock cloud repository %s: %w", id, err)
+		return err
 	}
-	if n == 0 {
+	if !found {
 		return fmt.Errorf("cloud repository %s: %w", id, tenant.ErrNotFound)
 	}
 	held, err := collect(ctx, t, func(s scanner) (v int64, err error) { return v, s.Scan(&v) },
-		"DELETE FROM reservations WHERE repository_id = $1 AND session = $2 RETURNING bytes", string(id), session)
+		"DELETE FROM reservations WHERE repository_id = $1 AND session = $2 RETURNING bytes", string(id), s.session)
 	if err != nil {
 		return fmt.Errorf("end reservation in cloud repository %s: %w", id, err)
 	}
-	var reserved int64
+	var freed int64
 	for _, v := range held {
-		reserved += v
+		freed += v
 	}
-	n, err = t.exec(ctx, `UPDATE cloud_repositories SET pending_bytes = pending_bytes - $1, used_bytes = used_bytes + $2
+	left := unreferenced
+	if s.pending != nil {
+		left = *s.pending
+		freed += unreferenced - left
+	}
+	n, err := t.exec(ctx, `UPDATE cloud_repositories SET pending_bytes = pending_bytes - $1, unreferenced_bytes = $5, used_bytes = used_bytes + $2
 		WHERE id = $3 AND (used_bytes + pending_bytes - $1 + $2 <= limit_bytes OR $2 <= $1 OR $4)`,
-		reserved, charge, string(id), force)
+		freed, s.charge, string(id), s.release, left)
 	if err != nil {
 		return fmt.Errorf("charge cloud repository %s: %w", id, err)
 	}
 	if n == 0 {
-		return t.refusal(ctx, in, id, charge, reserved)
+		return t.refusal(ctx, in, id, s.charge, freed)
+	}
+	return nil
+}
+
+// lockRepository locks a repository's row, as every method does before it
+// touches reservations, and tells what is in no point yet. Retired ones are not
+// found.
+func (t *tx) lockRepository(ctx context.Context, in tenant.ID, id quota.ID) (unreferenced int64, found bool, err error) {
+	rows, err := collect(ctx, t, func(s scanner) (v int64, err error) { return v, s.Scan(&v) },
+		`UPDATE cloud_repositories SET pending_bytes = pending_bytes WHERE id = $1 AND tenant_id = $2 AND retired = 0
+		RETURNING unreferenced_bytes`, string(id), string(in))
+	if err != nil || len(rows) == 0 {
+		if err != nil {
+			err = fmt.Errorf("lock cloud repository %s: %w", id, err)
+		}
+		return 0, false, err
+	}
+	return rows[0], true, nil
+}
+
+// shipped moves what a session brought from its reservation to what is in no
+// point yet. Nothing is refused: it is there.
+func (t *tx) shipped(ctx context.Context, in tenant.ID, id quota.ID, session string, bytes, pending int64) error {
+	unreferenced, found, err := t.lockRepository(ctx, in, id)
+	if err != nil || !found {
+		return err
+	}
+	var held int64
+	err = t.row(ctx, "SELECT CAST(coalesce(sum(bytes), 0) AS BIGINT) FROM reservations WHERE repository_id = $1 AND session = $2",
+		string(id), session).Scan(&held)
+	if err != nil {
+		return fmt.Errorf("find reservation in cloud repository %s: %w", id, err)
+	}
+	moved := min(held, bytes)
+	if _, err := t.exec(ctx, "UPDATE reservations SET bytes = bytes - $1 WHERE repository_id = $2 AND session = $3",
+		moved, string(id), session); err != nil {
+		return fmt.Errorf("reduce reservation in cloud repository %s: %w", id, err)
+	}
+	return t.setPending(ctx, id, pending, pending-unreferenced-moved)
+}
+
+// reconciled sets what is in no point yet, and what sessions hold unless
+// reserved is nil.
+func (t *tx) reconciled(ctx context.Context, in tenant.ID, id quota.ID, pending int64, reserved map[string]int64) error {
+	unreferenced, found, err := t.lockRepository(ctx, in, id)
+	if err != nil || !found {
+		return err
+	}
+	change := pending - unreferenced
+	if reserved != nil {
+		now, err := t.now(ctx)
+		if err != nil {
+			return err
+		}
+		gone, err := collect(ctx, t, func(s scanner) (v int64, err error) { return v, s.Scan(&v) },
+			"DELETE FROM reservations WHERE repository_id = $1 RETURNING bytes", string(id))
+		if err != nil {
+			return fmt.Errorf("end reservations in cloud repository %s: %w", id, err)
+		}
+		for _, bytes := range gone {
+			change -= bytes
+		}
+		for session, bytes := range reserved {
+			_, err := t.exec(ctx, "INSERT INTO reservations (repository_id, session, bytes, expires) VALUES ($1, $2, $3, $4)",
+				string(id), session, bytes, micros(now.Add(quota.ReservationTTL)))
+			if err != nil {
+				return fmt.Errorf("reserve in cloud repository %s: %w", id, err)
+			}
+			change += bytes
+		}
+	}
+	return t.setPending(ctx, id, pending, change)
+}
+
+// setPending sets what is in no point yet, and changes the whole that it is a
+// part of.
+func (t *tx) setPending(ctx context.Context, id quota.ID, unreferenced, change int64) error {
+	if unreferenced < 0 {
+		return fmt.Errorf("settle cloud repository %s: %d bytes in no point", id, unreferenced)
+	}
+	_, err := t.exec(ctx, "UPDATE cloud_repositories SET unreferenced_bytes = $1, pending_bytes = pending_bytes + $2 WHERE id = $3",
+		unreferenced, change, string(id))
+	if err != nil {
+		return fmt.Errorf("settle cloud repository %s: %w", id, err)
 	}
 	return nil
 }

@@ -260,7 +260,7 @@ func (t *tx) retireRepositories(ctx context.Context, v tenant.Tenant, backups te
 		(SELECT id FROM cloud_repositories WHERE tenant_id = $1 AND retired = 0)`, string(v.ID)); err != nil {
 		return fmt.Errorf("release quota of tenant %s: %w", v.ID, err)
 	}
-	if _, err := t.exec(ctx, "UPDATE cloud_repositories SET retired = $1, backups = $2, pending_bytes = 0 WHERE tenant_id = $3 AND retired = 0",
+	if _, err := t.exec(ctx, "UPDATE cloud_repositories SET retired = $1, backups = $2, pending_bytes = 0, unreferenced_bytes = 0 WHERE tenant_id = $3 AND retired = 0",
 		now, string(backups), string(v.ID)); err != nil {
 		return fmt.Errorf("retire cloud repositories of tenant %s: %w", v.ID, err)
 	}

@@ -36,6 +36,7 @@ type books struct {
 	epoch     uint64
 	limit     int64
 	used      int64
+	pending   int64 // in packs, and in no point yet
 	reserved  map[string]int64
 	points    map[point.ID]repository.PointRecord
 	condemned map[repository.PackID]time.Time
@@ -85,10 +86,19 @@ func (c *Catalogue) Reserve(id, session string, reservedBytes int64) {
 	c.repos[id].reserved[session] += reservedBytes
 }
 
-// Used is what is charged, Pending what sessions hold.
+// Pending is what the repository says is in no point yet.
+func (c *Catalogue) Pending(id string) int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.repos[id].pending
+}
+
+// Used is what points take, and what is charged beside it: the reservations of
+// sessions and what is pending.
 func (c *Catalogue) Used(id string) (used, pending int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	pending = c.repos[id].pending
 	for _, n := range c.repos[id].reserved {
 		pending += n
 	}
@@ -152,7 +162,7 @@ func (c *Catalogue) Check(ctx context.Context, id string, epoch uint64) error {
 }
 
 // Commit makes a point exist.
-func (c *Catalogue) Commit(ctx context.Context, id string, epoch uint64, p repository.PointRecord) error {
+func (c *Catalogue) Commit(ctx context.Context, id string, epoch uint64, p repository.PointRecord, pendingBytes int64) error {
 	if _, err := audit.From(ctx); err != nil {
 		return err
 	}
@@ -160,16 +170,17 @@ func (c *Catalogue) Commit(ctx context.Context, id string, epoch uint64, p repos
 		if _, twice := b.points[p.ID]; twice {
 			return fmt.Errorf("point %s: %w", p.ID, tenant.ErrExists)
 		}
-		pending := int64(0)
+		pending := pendingBytes
 		for session, n := range b.reserved {
 			if session != p.Session {
 				pending += n
 			}
 		}
-		if b.used+pending+p.ChargedBytes > b.limit && p.ChargedBytes > b.reserved[p.Session] {
+		if b.used+pending+p.ChargedBytes > b.limit && p.ChargedBytes > b.reserved[p.Session]+b.pending-pendingBytes {
 			return &quota.FullError{Repository: id, LimitBytes: b.limit, UsedBytes: b.used, PendingBytes: pending, WantedBytes: p.ChargedBytes}
 		}
 		delete(b.reserved, p.Session)
+		b.pending = pendingBytes
 		b.used += p.ChargedBytes
 		b.points[p.ID] = p
 		return nil
@@ -243,6 +254,26 @@ func (c *Catalogue) Purge(ctx context.Context, id string, epoch uint64, ids []po
 func (c *Catalogue) Settle(ctx context.Context, id string, epoch uint64, usedBytes int64) error {
 	return c.write(ctx, "Settle", id, epoch, func(b *books) error {
 		b.used = usedBytes
+		return nil
+	})
+}
+
+// Shipped moves what a session brought from its reservation to what is pending.
+func (c *Catalogue) Shipped(ctx context.Context, id string, epoch uint64, session string, shippedBytes, pendingBytes int64) error {
+	return c.write(ctx, "Shipped", id, epoch, func(b *books) error {
+		b.pending = pendingBytes
+		b.reserved[session] = max(0, b.reserved[session]-shippedBytes)
+		return nil
+	})
+}
+
+// Reconciled sets what is pending, and what sessions hold.
+func (c *Catalogue) Reconciled(ctx context.Context, id string, epoch uint64, pendingBytes int64, reserved map[string]int64) error {
+	return c.write(ctx, "Reconciled", id, epoch, func(b *books) error {
+		b.pending = pendingBytes
+		if reserved != nil {
+			b.reserved = maps.Clone(reserved)
+		}
 		return nil
 	})
 }

@@ -39,6 +39,7 @@ func RunCatalogue(t *testing.T, open func(t *testing.T) Books) {
 	}{
 		{"CommitMakesAPoint", commits},
 		{"CommitKeepsTheQuota", keepsQuota},
+		{"PendingCountsUntilAPointTakesIt", pends},
 		{"OldEpochChangesNothing", fences},
 		{"ForgetAndPurge", forgets},
 		{"PointsAreListedInOrder", lists},
@@ -90,14 +91,14 @@ func commits(t *testing.T, b Books) {
 	p := newPoint("s1", 300)
 	b.Reserve("s1", 400)
 	b.Reserve("s2", 100)
-	must(t, b.Catalogue.Commit(ctx, b.Repository, b.Epoch, p))
+	must(t, b.Catalogue.Commit(ctx, b.Repository, b.Epoch, p, 0))
 	wantUsed(t, b, 300, 100)
 	got, err := b.Catalogue.Point(ctx, b.Repository, p.ID)
 	must(t, err)
 	if diff := cmp.Diff(p, got); diff != "" {
 		t.Errorf("point (-want +got):\n%s", diff)
 	}
-	if err := b.Catalogue.Commit(ctx, b.Repository, b.Epoch, p); err == nil {
+	if err := b.Catalogue.Commit(ctx, b.Repository, b.Epoch, p, 0); err == nil {
 		t.Error("a point was committed twice")
 	}
 	wantUsed(t, b, 300, 100)
@@ -109,7 +110,7 @@ func keepsQuota(t *testing.T, b Books) {
 	ctx := origin(t)
 	b.Reserve("s1", 500)
 	p := newPoint("s2", 501)
-	err := b.Catalogue.Commit(ctx, b.Repository, b.Epoch, p)
+	err := b.Catalogue.Commit(ctx, b.Repository, b.Epoch, p, 0)
 	var over *quota.FullError
 	if !errors.As(err, &over) || over.LimitBytes != 1000 || over.PendingBytes != 500 || over.WantedBytes != 501 {
 		t.Errorf("commit above the quota: %v", err)
@@ -118,28 +119,62 @@ func keepsQuota(t *testing.T, b Books) {
 	wantError(t, "refused point", err, tenant.ErrNotFound)
 	wantUsed(t, b, 0, 500)
 	p = newPoint("s1", 1000) // its own reservation counts for it
-	must(t, b.Catalogue.Commit(ctx, b.Repository, b.Epoch, p))
+	must(t, b.Catalogue.Commit(ctx, b.Repository, b.Epoch, p, 0))
 	wantUsed(t, b, 1000, 0)
-	must(t, b.Catalogue.Commit(ctx, b.Repository, b.Epoch, newPoint("s3", 0)))
+	must(t, b.Catalogue.Commit(ctx, b.Repository, b.Epoch, newPoint("s3", 0), 0))
 	must(t, b.Catalogue.Settle(ctx, b.Repository, b.Epoch, 200))
 	wantUsed(t, b, 200, 0)
+}
+
+// What one session brought is charged after its end, and is no obstacle to
+// another one's point that uses it.
+func pends(t *testing.T, b Books) {
+	ctx := origin(t)
+	b.Reserve("s1", 700)
+	must(t, b.Catalogue.Shipped(ctx, b.Repository, b.Epoch, "s1", 600, 600))
+	wantUsed(t, b, 0, 700)
+	must(t, b.Catalogue.Shipped(ctx, b.Repository, b.Epoch, "s1", 300, 900)) // more than was reserved
+	wantUsed(t, b, 0, 900)
+	must(t, b.Catalogue.Shipped(ctx, b.Repository, b.Epoch, "s9", 50, 950)) // without any reservation
+	wantUsed(t, b, 0, 950)
+	err := b.Catalogue.Commit(ctx, b.Repository, b.Epoch, newPoint("s2", 101), 900) // 50 of it were pending
+	var over *quota.FullError
+	if !errors.As(err, &over) || over.UsedBytes != 0 || over.PendingBytes != 900 || over.WantedBytes != 101 {
+		t.Errorf("commit of more than fits beside what is pending: %v", err)
+	}
+	wantUsed(t, b, 0, 950)
+	must(t, b.Catalogue.Commit(ctx, b.Repository, b.Epoch, newPoint("s2", 1000), 0)) // all of it was pending
+	wantUsed(t, b, 1000, 0)
+	must(t, b.Catalogue.Settle(ctx, b.Repository, b.Epoch, 100))
+	b.Reserve("s3", 200)
+	b.Reserve("s4", 200)
+	must(t, b.Catalogue.Reconciled(ctx, b.Repository, b.Epoch, 30, nil))
+	wantUsed(t, b, 100, 430)
+	must(t, b.Catalogue.Reconciled(ctx, b.Repository, b.Epoch, 40, map[string]int64{"s4": 5, "s5": 6}))
+	wantUsed(t, b, 100, 51)
+	must(t, b.Catalogue.Commit(ctx, b.Repository, b.Epoch, newPoint("s4", 0), 40))
+	wantUsed(t, b, 100, 46)
+	must(t, b.Catalogue.Reconciled(ctx, b.Repository, b.Epoch, 2000, map[string]int64{})) // it is there, whatever the limit
+	wantUsed(t, b, 100, 2000)
 }
 
 func fences(t *testing.T, b Books) {
 	ctx := origin(t)
 	p := newPoint("s1", 1)
-	must(t, b.Catalogue.Commit(ctx, b.Repository, b.Epoch, p))
+	must(t, b.Catalogue.Commit(ctx, b.Repository, b.Epoch, p, 0))
 	must(t, b.Catalogue.Check(ctx, b.Repository, b.Epoch))
 	old, pack := b.Epoch, []repository.PackID{repository.NewPackID()}
 	next := b.NextEpoch()
 	for name, err := range map[string]error{
-		"check":   b.Catalogue.Check(ctx, b.Repository, old),
-		"commit":  b.Catalogue.Commit(ctx, b.Repository, old, newPoint("s2", 1)),
-		"forget":  b.Catalogue.Forget(ctx, b.Repository, old, p.ID, time.Now()),
-		"purge":   b.Catalogue.Purge(ctx, b.Repository, old, []point.ID{p.ID}),
-		"settle":  b.Catalogue.Settle(ctx, b.Repository, old, 0),
-		"condemn": b.Catalogue.Condemn(ctx, b.Repository, old, pack, time.Now()),
-		"removed": b.Catalogue.Removed(ctx, b.Repository, old, pack),
+		"check":      b.Catalogue.Check(ctx, b.Repository, old),
+		"commit":     b.Catalogue.Commit(ctx, b.Repository, old, newPoint("s2", 1), 0),
+		"forget":     b.Catalogue.Forget(ctx, b.Repository, old, p.ID, time.Now()),
+		"purge":      b.Catalogue.Purge(ctx, b.Repository, old, []point.ID{p.ID}),
+		"shipped":    b.Catalogue.Shipped(ctx, b.Repository, old, "s1", 1, 5),
+		"reconciled": b.Catalogue.Reconciled(ctx, b.Repository, old, 5, map[string]int64{"s1": 5}),
+		"settle":     b.Catalogue.Settle(ctx, b.Repository, old, 0),
+		"condemn":    b.Catalogue.Condemn(ctx, b.Repository, old, pack, time.Now()),
+		"removed":    b.Catalogue.Removed(ctx, b.Repository, old, pack),
 	} {
 		wantError(t, name, err, claim.ErrFenced)
 	}
@@ -157,8 +192,8 @@ func fences(t *testing.T, b Books) {
 func forgets(t *testing.T, b Books) {
 	ctx := origin(t)
 	p, other := newPoint("s1", 10), newPoint("s2", 20)
-	must(t, b.Catalogue.Commit(ctx, b.Repository, b.Epoch, p))
-	must(t, b.Catalogue.Commit(ctx, b.Repository, b.Epoch, other))
+	must(t, b.Catalogue.Commit(ctx, b.Repository, b.Epoch, p, 0))
+	must(t, b.Catalogue.Commit(ctx, b.Repository, b.Epoch, other, 0))
 	at := time.UnixMicro(1_700_000_000_000_003).UTC()
 	must(t, b.Catalogue.Forget(ctx, b.Repository, b.Epoch, p.ID, at))
 	must(t, b.Catalogue.Forget(ctx, b.Repository, b.Epoch, p.ID, at.Add(time.Hour)))
@@ -193,7 +228,7 @@ func lists(t *testing.T, b Books) {
 			p.Machine = machine
 		}
 		ids = append(ids, p.ID)
-		must(t, b.Catalogue.Commit(ctx, b.Repository, b.Epoch, p))
+		must(t, b.Catalogue.Commit(ctx, b.Repository, b.Epoch, p, 0))
 	}
 	for name, c := range map[string]struct {
 		q    repository.PointQuery
@@ -280,7 +315,7 @@ func damages(t *testing.T, b Books) {
 func imports(t *testing.T, b Books) {
 	ctx := origin(t)
 	lost := newPoint("s1", 10)
-	must(t, b.Catalogue.Commit(ctx, b.Repository, b.Epoch, lost))
+	must(t, b.Catalogue.Commit(ctx, b.Repository, b.Epoch, lost, 0))
 	live, binned := newPoint("s2", 4000), newPoint("s3", 0)
 	binned.Forgotten = time.UnixMicro(1_700_000_000_000_000).UTC()
 	floor := b.Epoch + 40
@@ -307,9 +342,9 @@ func imports(t *testing.T, b Books) {
 
 func origins(t *testing.T, b Books) {
 	p := newPoint("s1", 1)
-	must(t, b.Catalogue.Commit(origin(t), b.Repository, b.Epoch, p))
+	must(t, b.Catalogue.Commit(origin(t), b.Repository, b.Epoch, p, 0))
 	for name, err := range map[string]error{
-		"commit": b.Catalogue.Commit(t.Context(), b.Repository, b.Epoch, newPoint("s2", 1)),
+		"commit": b.Catalogue.Commit(t.Context(), b.Repository, b.Epoch, newPoint("s2", 1), 0),
 		"forget": b.Catalogue.Forget(t.Context(), b.Repository, b.Epoch, p.ID, time.Now()),
 		"purge":  b.Catalogue.Purge(t.Context(), b.Repository, b.Epoch, nil),
 		"import": b.Catalogue.Import(t.Context(), b.Repository, 1, nil, 0),
