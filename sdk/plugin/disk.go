@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"net"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -20,7 +21,13 @@ const closeLimit = 10 * time.Second
 // bytesOf dials the bytes of a disk that the plugin has opened.
 func (r *remote) bytesOf(ctx context.Context, opened *pluginv1.OpenedDisk) (*remoteDisk, error) {
 	d := &remoteDisk{remote: r, handle: opened.GetHandle()}
+	if d.handle == "" || len(d.handle) > maxID || opened.GetSizeBytes() < 0 {
+		return nil, broken("an open disk of %d bytes with a handle of %d", opened.GetSizeBytes(), len(d.handle))
+	}
 	address, err := fromAddress(opened.GetAddress())
+	if err == nil {
+		address, err = r.reachable(address)
+	}
 	if err == nil {
 		limited, cancel := context.WithTimeout(ctx, r.limit)
 		defer cancel()
@@ -33,6 +40,16 @@ func (r *remote) bytesOf(ctx context.Context, opened *pluginv1.OpenedDisk) (*rem
 		return nil, errors.Join(fmt.Errorf("open the data of a disk: %w", err), d.release())
 	}
 	return d, nil
+}
+
+// reachable is where a disk's bytes are dialled. What the process serves itself
+// needs nobody's leave.
+func (r *remote) reachable(a sdk.Address) (sdk.Address, error) {
+	own := r.dir != "" && a.Network == "unix" && filepath.Dir(a.Addr) == r.dir
+	if own || r.reach == nil || r.dialDisk != nil {
+		return a, nil
+	}
+	return r.reach(a)
 }
 
 // dialerOf reaches a disk of a plugin on another machine; nil for one here.
@@ -68,7 +85,12 @@ func (d *remoteDisk) release() error {
 	return err
 }
 
-func (r *remote) openReader(ctx context.Context, opened *pluginv1.OpenedDisk) (sdk.BlockReader, error) {
+// openReader opens a disk for reading; size is what its snapshot said, or -1.
+func (r *remote) openReader(ctx context.Context, opened *pluginv1.OpenedDisk, size int64) (sdk.BlockReader, error) {
+	if size >= 0 && opened.GetSizeBytes() != size {
+		d := &remoteDisk{remote: r, handle: clip(opened.GetHandle(), maxID)}
+		return nil, errors.Join(broken("a disk of %d bytes has %d when it is opened", size, opened.GetSizeBytes()), d.release())
+	}
 	d, err := r.bytesOf(ctx, opened)
 	if err != nil {
 		return nil, err

@@ -141,11 +141,11 @@ func callError(caller, limited context.Context, call string, limit time.Duration
 	case caller.Err() != nil:
 		return &canceledError{call: call, cause: caller.Err()}
 	case limited.Err() != nil, code == codes.DeadlineExceeded, code == codes.Canceled:
-		return sdk.Errorf(sdk.ErrUnavailable, sdk.FaultPlugin, "%s took longer than %s", call, limit)
+		return troubled(TroubleSilence, sdk.Errorf(sdk.ErrUnavailable, sdk.FaultPlugin, "%s took longer than %s", call, limit))
 	case code == codes.Unavailable:
-		return sdk.Errorf(sdk.ErrUnavailable, sdk.FaultPlugin, "the plugin process ended during %s", call)
+		return troubled(TroubleDeath, sdk.Errorf(sdk.ErrUnavailable, sdk.FaultPlugin, "the plugin process ended during %s", call))
 	case code == codes.ResourceExhausted:
-		return sdk.Errorf(nil, sdk.FaultPlugin, "a message of %s is larger than %d bytes", call, MaxMessage)
+		return troubled(TroubleBreach, sdk.Errorf(nil, sdk.FaultPlugin, "a message of %s is larger than %d bytes", call, MaxMessage))
 	case code == codes.Unimplemented:
 		return sdk.Errorf(sdk.ErrUnsupported, sdk.FaultPlugin, "the plugin does not know %s", call)
 	default:

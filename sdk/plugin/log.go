@@ -9,12 +9,28 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	pluginv1 "github.com/holdfast-dr/holdfast/sdk/plugin/v1"
 )
 
-// maxLogLine is the longest line of a plugin's log that the host keeps.
-const maxLogLine = 64 << 10
+// maxLogLine is the longest line of a plugin's log that the host keeps; the
+// stack of a panic fits.
+const maxLogLine = 16 << 10
+
+// cutMargin is how much more of a line is read, so that a secret that begins
+// before the cut is hidden as a whole.
+const cutMargin = 8 << 10
+
+// Line is one line of a plugin's log as its host keeps it: free of secrets.
+type Line struct {
+	Time    time.Time
+	Level   slog.Level
+	Message string
+	Attrs   []slog.Attr // by key
+	// Dropped is how many lines were left out here because there were too many.
+	Dropped int
+}
 
 type logKey struct{}
 
@@ -28,6 +44,9 @@ func Log(ctx context.Context) *slog.Logger {
 }
 
 func withLog(ctx context.Context, log *slog.Logger, req any) context.Context {
+	for _, l := range labelsOf(ctx) {
+		log = log.With(l.name, l.value)
+	}
 	if r, ok := req.(interface{ GetOp() *pluginv1.Op }); ok && r.GetOp() != nil {
 		log = log.With("op", r.GetOp().GetId())
 		if space := r.GetOp().GetSpace(); space != "" {
@@ -93,18 +112,24 @@ type logLines struct {
 	log     *slog.Logger
 	secrets *secretText
 	level   slog.Level // of lines that are not JSON
+	keep    func(Line) // gets every line too; nil: nobody does
+	shared  *flow      // of all that one process says; nil: this writer has its own
 
-	mutex sync.Mutex // guards rest
+	mutex sync.Mutex // guards the fields below
+	own   *flow
 	rest  []byte
 }
 
+// Write takes a piece of a plugin's output. It makes a plugin wait that writes
+// faster than anybody reads.
 func (l *logLines) Write(p []byte) (int, error) {
 	l.mutex.Lock()
 	defer l.mutex.Unlock()
 	n := len(p)
+	l.flow().pass(n)
 	for {
 		line, after, whole := bytes.Cut(p, []byte{'\n'})
-		l.rest = append(l.rest, line[:min(len(line), maxLogLine-len(l.rest))]...)
+		l.rest = append(l.rest, line[:min(len(line), maxLogLine+cutMargin-len(l.rest))]...)
 		if !whole {
 			return n, nil
 		}
@@ -113,30 +138,64 @@ func (l *logLines) Write(p []byte) (int, error) {
 	}
 }
 
+// flow is called with mutex held.
+func (l *logLines) flow() *flow {
+	if l.shared != nil {
+		return l.shared
+	}
+	if l.own == nil {
+		l.own = newFlow(l.left)
+	}
+	return l.own
+}
+
+// left says that lines were left out.
+func (l *logLines) left(dropped int) {
+	l.emit(Line{Level: slog.LevelWarn, Message: "the plugin logs too much; lines were left out", Dropped: dropped,
+		Attrs: []slog.Attr{slog.Int("dropped", dropped)}})
+}
+
 func (l *logLines) line(line []byte) {
-	if line = bytes.TrimSpace(line); len(line) == 0 {
+	if line = bytes.TrimSpace(line); len(line) == 0 || !l.flow().take() {
 		return
 	}
-	text := l.secrets.hide(string(line))
+	l.emit(l.parse(clip(l.secrets.hide(string(line)), maxLogLine)))
+}
+
+func (l *logLines) emit(line Line) {
+	line.Time = time.Now()
+	if l.keep != nil {
+		l.keep(line)
+	}
+	l.log.LogAttrs(context.Background(), line.Level, line.Message, line.Attrs...)
+}
+
+// parse reads a line, which may be one of slog's JSON or anything else.
+func (l *logLines) parse(text string) Line {
 	entry := map[string]any{}
 	if json.Unmarshal([]byte(text), &entry) != nil {
-		l.log.Log(context.Background(), l.level, text)
-		return
+		return Line{Level: l.level, Message: text}
 	}
-	level := l.level
+	line := Line{Level: l.level}
 	if name, ok := entry["level"].(string); ok {
-		if level.UnmarshalText([]byte(name)) != nil {
-			level = l.level
+		if line.Level.UnmarshalText([]byte(name)) != nil {
+			line.Level = l.level
 		}
 	}
-	msg, _ := entry["msg"].(string)
+	line.Message, _ = entry["msg"].(string)
 	delete(entry, "msg")
 	delete(entry, "level")
 	delete(entry, "time")
-	attrs := make([]slog.Attr, 0, len(entry))
 	for key, value := range entry {
-		attrs = append(attrs, slog.Any(key, value))
+		if slices.Contains(hostKeys, key) {
+			key = "plugin_" + key
+		}
+		line.Attrs = append(line.Attrs, slog.Any(key, value))
 	}
-	slices.SortFunc(attrs, func(a, b slog.Attr) int { return strings.Compare(a.Key, b.Key) })
-	l.log.LogAttrs(context.Background(), level, msg, attrs...)
+	slices.SortFunc(line.Attrs, func(a, b slog.Attr) int { return strings.Compare(a.Key, b.Key) })
+	return line
 }
+
+// hostKeys are attributes that the host adds. A plugin that uses them cannot
+// pass for another.
+var hostKeys = []string{"plugin", "endpoint", "pid", "dropped"}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	goplugin "github.com/hashicorp/go-plugin"
 	"google.golang.org/grpc"
@@ -63,22 +64,24 @@ func StartRelay(ctx context.Context, l Launch, out io.Writer) (*Relay, error) {
 	if err != nil {
 		return nil, err
 	}
-	var running *program
+	var started atomic.Pointer[program]
 	shared := &sharedLines{to: out}
-	client := newClient(l, file, relayProtocols(), output{shared.source(), shared.source(), shared.source()}, &running)
-	stopWaiting := context.AfterFunc(ctx, client.Kill)
+	client := newClient(l, file, relayProtocols(), output{shared.source(), shared.source(), shared.source()}, &started)
+	stopWaiting := context.AfterFunc(ctx, func() { kill(client, &started, 0) })
 	calls, err := dispenseConn(client)
 	if !stopWaiting() && err == nil {
 		err = ctx.Err()
 	}
 	if err != nil {
-		client.Kill()
+		kill(client, &started, 0)
 		_ = file.Close()
 		return nil, fmt.Errorf("start plugin %s: %w", filepath.Base(l.Path), err)
 	}
+	running := started.Load()
 	r := &Relay{
 		pid: running.command.Process.Pid, protocol: client.NegotiatedVersion(), calls: calls,
-		arrivals: newArrivals(), done: running.done, tidy: make(chan struct{}), stop: client.Kill,
+		arrivals: newArrivals(), done: running.done, tidy: make(chan struct{}),
+		stop:  func() { kill(client, &started, closeGrace) },
 		disks: make(map[string]sdk.Address),
 	}
 	r.server = grpc.NewServer(

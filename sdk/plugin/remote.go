@@ -30,6 +30,8 @@ type remote struct {
 	// address that the plugin gives can be dialled from here.
 	dialDisk func(ctx context.Context, handle string) (net.Conn, error)
 	wrapData func(net.Conn) net.Conn // Launch.WrapData
+	dir      string                  // of the process's sockets; "" for Local
+	reach    func(sdk.Address) (sdk.Address, error)
 }
 
 // As finds an ability that the plugin advertised.
@@ -101,6 +103,10 @@ func (r *remote) failed(caller, limited context.Context, name string, err error)
 	return err
 }
 
+// streamPatience is how many times the limit of a call a stream may keep its
+// caller waiting in all: one that trickles ends too.
+const streamPatience = 20
+
 // stream makes a call that answers many messages. The limit holds for each of
 // them, and the time that the caller takes over one is not counted.
 func stream[Req, Resp any](ctx context.Context, r *remote, name string,
@@ -111,12 +117,18 @@ func stream[Req, Resp any](ctx context.Context, r *remote, name string,
 		timer := time.AfterFunc(r.limit, cancel)
 		defer timer.Stop()
 		in, err := method(limited, req)
-		for err == nil {
+		for waited := time.Duration(0); err == nil; {
+			asked := time.Now()
 			var message *Resp
 			if message, err = in.Recv(); err != nil {
 				break
 			}
 			timer.Stop()
+			if waited += time.Since(asked); waited > streamPatience*r.limit {
+				yield(nil, troubled(TroubleSilence, sdk.Errorf(sdk.ErrUnavailable, sdk.FaultPlugin,
+					"%s had no end after %s", name, waited.Round(time.Second))))
+				return
+			}
 			if !yield(message, nil) {
 				return
 			}
@@ -188,7 +200,23 @@ func (r *remote) Snapshot(ctx context.Context, op sdk.Op, req sdk.SnapshotReques
 		return sdk.Snapshot{}, err
 	}
 	snap := fromSnapshot(resp.GetSnapshot())
-	return snap, checkSnapshot(snap)
+	if err := checkSnapshot(snap); err != nil {
+		return sdk.Snapshot{}, err
+	}
+	if snap.Machine.ID != req.Machine {
+		return sdk.Snapshot{}, broken("a snapshot of machine %q instead of %q", snap.Machine.ID, req.Machine)
+	}
+	return snap, nil
+}
+
+// sizeOf is the size of a disk in a snapshot, or -1.
+func sizeOf(snap sdk.Snapshot, disk sdk.DiskID) int64 {
+	for _, d := range snap.Machine.Disks {
+		if d.ID == disk {
+			return d.SizeBytes
+		}
+	}
+	return -1
 }
 
 func (r *remote) OpenDisk(ctx context.Context, snap sdk.Snapshot, disk sdk.DiskID) (sdk.BlockReader, error) {
@@ -197,7 +225,7 @@ func (r *remote) OpenDisk(ctx context.Context, snap sdk.Snapshot, disk sdk.DiskI
 	if err != nil {
 		return nil, err
 	}
-	return r.openReader(ctx, resp.GetDisk())
+	return r.openReader(ctx, resp.GetDisk(), sizeOf(snap, disk))
 }
 
 func (r *remote) EndSnapshot(ctx context.Context, op sdk.Op, snap sdk.Snapshot, keep bool) error {
@@ -207,18 +235,17 @@ func (r *remote) EndSnapshot(ctx context.Context, op sdk.Op, snap sdk.Snapshot, 
 }
 
 func (r *remote) Changed(ctx context.Context, snap sdk.Snapshot, disk sdk.DiskID) iter.Seq2[sdk.Extent, error] {
-	size := int64(-1)
-	for _, d := range snap.Machine.Disks {
-		if d.ID == disk {
-			size = d.SizeBytes
-		}
-	}
+	size := sizeOf(snap, disk)
 	return func(yield func(sdk.Extent, error) bool) {
 		req := &pluginv1.ChangedRequest{Snapshot: toSnapshot(snap), Disk: string(disk)}
-		var end int64
+		var end, count int64
 		for message, err := range stream(ctx, r, "Changed", r.client.Changed, req) {
 			if err != nil {
 				yield(sdk.Extent{}, err)
+				return
+			}
+			if count += int64(len(message.GetExtents())); len(message.GetExtents()) == 0 || count > maxExtents(size) {
+				yield(sdk.Extent{}, broken("%d changed extents on a disk of %d bytes, or none in a message", count, size))
 				return
 			}
 			for _, e := range message.GetExtents() {
@@ -236,6 +263,10 @@ func (r *remote) Changed(ctx context.Context, snap sdk.Snapshot, disk sdk.DiskID
 	}
 }
 
+// maxExtents is how many changed extents a disk may have: as many as a tracker
+// of 64 KiB blocks can find, and a million for one that is finer.
+func maxExtents(size int64) int64 { return max(size, 0)>>16 + 1<<20 }
+
 func (r *remote) ReleaseMark(ctx context.Context, op sdk.Op, machine sdk.MachineID, disk sdk.DiskID, mark sdk.Mark) error {
 	_, err := call(ctx, r, "ReleaseMark", r.client.ReleaseMark,
 		&pluginv1.ReleaseMarkRequest{Op: toOp(op), Machine: string(machine), Disk: string(disk), Mark: mark})
@@ -252,6 +283,11 @@ func (r *remote) CreateDraft(ctx context.Context, op sdk.Op, spec sdk.DraftSpec)
 	d := fromDraft(resp.GetDraft())
 	if d.ID == "" || len(d.ID) > maxID || len(d.Disks) > maxDisks {
 		return sdk.Draft{}, broken("a draft with an id of %d bytes and %d disks", len(d.ID), len(d.Disks))
+	}
+	for _, id := range d.Disks {
+		if !slices.ContainsFunc(spec.Machine.Disks, func(asked sdk.Disk) bool { return asked.ID == id }) {
+			return sdk.Draft{}, broken("draft %s has disk %q, which was not asked for", d.ID, clip(string(id), maxID))
+		}
 	}
 	return d, nil
 }

@@ -7,12 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"runtime"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-plugin/runner"
@@ -52,8 +54,8 @@ func verified(path, want string) (*os.File, error) {
 	}
 	got, err := sum(f)
 	if err == nil && !strings.EqualFold(got, want) {
-		err = sdk.Errorf(sdk.ErrDenied, sdk.FaultHost, "%s has SHA-256 %s, but %q was enabled", path, got, want).
-			WithHint("if you changed the plugin yourself, enable it again")
+		err = troubled(TroubleChanged, sdk.Errorf(sdk.ErrDenied, sdk.FaultHost, "%s has SHA-256 %s, but %q was enabled", path, got, want).
+			WithHint("if you changed the plugin yourself, enable it again"))
 	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
@@ -66,10 +68,13 @@ type program struct {
 	path    string
 	file    *os.File // verified
 	command *exec.Cmd
+	keep    *confinement
+	dir     string   // of its sockets
 	stdin   *os.File // our end; its closing ends the process
 	stdout  *os.File
 	stderr  *os.File
 
+	pid  atomic.Int64  // once it runs
 	done chan struct{} // closed when the process has ended, after err is set
 	err  error
 }
@@ -77,14 +82,13 @@ type program struct {
 var _ runner.Runner = (*program)(nil)
 
 // newProgram prepares a process. environment is all that it gets.
-func newProgram(path string, file *os.File, environment []string, args ...string) *program {
+func newProgram(path string, file *os.File, environment []string, keep *confinement, args ...string) *program {
 	command := exec.Command(execPath(path, file), args...)
 	command.Args[0] = path
 	command.Env = environment
 	command.Dir = "/"
 	command.ExtraFiles = []*os.File{file}
-	command.SysProcAttr = processAttributes()
-	return &program{path: path, file: file, command: command, done: make(chan struct{})}
+	return &program{path: path, file: file, command: command, keep: keep, done: make(chan struct{})}
 }
 
 // Start starts the process and watches it.
@@ -110,19 +114,35 @@ func (p *program) Start(context.Context) error {
 		}
 		pipe.set(theirs[len(theirs)-1])
 	}
+	attributes, release := p.keep.attributes()
+	p.command.SysProcAttr = attributes
 	err := onSteadyThread(p.command.Start)
+	release()
 	closeAll(append(theirs, p.file))
 	if err != nil {
 		closeAll([]*os.File{p.stdin, p.stdout, p.stderr})
-		return fmt.Errorf("start plugin %s: %w", p.path, err)
+		p.keep.tidy()
+		return p.notStarted(err)
 	}
+	p.keep.apply(p.command.Process.Pid)
+	p.pid.Store(int64(p.command.Process.Pid))
 	go p.watch()
 	return nil
 }
 
+// notStarted is why the system did not run the program.
+func (p *program) notStarted(err error) error {
+	e := sdk.Errorf(nil, sdk.FaultHost, "run %s: %v", p.path, err)
+	if p.keep.user != nil && errors.Is(err, fs.ErrPermission) {
+		e.Hint = fmt.Sprintf("it runs as user %d, who must be able to execute it: chmod 755 %s", p.keep.user.UID, p.path)
+	}
+	return e
+}
+
 func (p *program) watch() {
 	p.err = p.command.Wait()
-	endGroup(p.command.Process.Pid)
+	p.keep.end(p.command.Process.Pid)
+	p.keep.tidy()
 	close(p.done)
 	time.AfterFunc(drainLimit, func() { closeAll([]*os.File{p.stdin, p.stdout, p.stderr}) })
 }
@@ -152,10 +172,11 @@ func (p *program) Kill(context.Context) error {
 		return nil
 	default:
 	}
-	if p.command.Process == nil {
+	pid := int(p.pid.Load())
+	if pid == 0 {
 		return nil
 	}
-	endGroup(p.command.Process.Pid)
+	p.keep.end(pid)
 	err := p.command.Process.Kill()
 	if errors.Is(err, os.ErrProcessDone) {
 		return nil
@@ -163,7 +184,11 @@ func (p *program) Kill(context.Context) error {
 	return err
 }
 
-func (p *program) Stdout() io.ReadCloser { return p.stdout }
+// Stdout is what the process prints itself: its first line, and nothing that
+// anybody reads.
+func (p *program) Stdout() io.ReadCloser {
+	return &slowReader{ReadCloser: p.stdout, flow: newFlow(func(int) {})}
+}
 func (p *program) Stderr() io.ReadCloser { return p.stderr }
 func (p *program) Name() string          { return p.path }
 func (p *program) ID() string            { return strconv.Itoa(p.command.Process.Pid) }
@@ -197,6 +222,7 @@ func onSteadyThread(start func() error) error {
 		steadyCalls = make(chan func())
 		go func() {
 			runtime.LockOSThread()
+			_ = noNewPrivileges() // kernels have it since 3.5
 			for call := range steadyCalls {
 				call()
 			}

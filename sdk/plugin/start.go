@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -33,8 +34,12 @@ const (
 	// may print.
 	describeLimit  = 10 * time.Second
 	maxDescription = 1 << 20
+	// maxAbilities is more than the contract will ever have.
+	maxAbilities = 256
 	// searchPath is a plugin's PATH: it does not depend on the host's.
 	searchPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+	// closeGrace is how long a process may take to end when it is asked.
+	closeGrace = 3 * time.Second
 	// maxSocketDir is the longest directory in which a unix socket still has
 	// room: its path has at most 108 bytes on Linux.
 	maxSocketDir = 60
@@ -55,6 +60,19 @@ type Launch struct {
 	// WrapData is put around every connection to the bytes of a disk; nil leaves
 	// them as they are. Suites cut and hold them there.
 	WrapData func(net.Conn) net.Conn
+	// Lines gets every line of the plugin's log that is kept, beside Log. It is
+	// called from several goroutines and must not wait.
+	Lines func(Line)
+	// User is whom the process runs as, and Limits what it may use. What this
+	// machine does not let the host apply is in Process.Unmet. Cgroup is a
+	// directory of cgroup v2 that belongs to the host; "" is none.
+	User   *User
+	Limits Limits
+	Cgroup string
+	// Reach is asked before the host dials a disk's address outside the
+	// directory of the process, and may answer where to dial in its place; nil
+	// allows all.
+	Reach func(sdk.Address) (sdk.Address, error)
 }
 
 func (l Launch) log() *slog.Logger {
@@ -76,6 +94,7 @@ type Process struct {
 	description Description
 	platform    *remote
 	pid         int
+	unmet       []string
 	stop        func()
 	done        <-chan struct{} // the process has ended
 	tidy        <-chan struct{} // and so has everything about it
@@ -91,6 +110,9 @@ func (p *Process) Describe() Description { return p.description }
 
 // PID is the number of the process; that of the caller for Local.
 func (p *Process) PID() int { return p.pid }
+
+// Unmet is what of the launch's user and limits could not be applied, and why.
+func (p *Process) Unmet() []string { return p.unmet }
 
 // Done is closed when the process has ended, by Close or otherwise.
 func (p *Process) Done() <-chan struct{} { return p.done }
@@ -112,29 +134,27 @@ func Start(ctx context.Context, l Launch) (*Process, error) {
 	}
 	var (
 		secrets = new(secretText)
-		log     = l.log().With("plugin", strings.TrimPrefix(filepath.Base(l.Path), "holdfast-plugin-"))
-		running *program
+		log     = l.log().With("plugin", l.name())
+		started atomic.Pointer[program]
 	)
-	client := newClient(l, file, protocols(nil), output{
-		stderr:  &logLines{log: log, secrets: secrets, level: slog.LevelWarn},
-		printed: &logLines{log: log, secrets: secrets, level: slog.LevelInfo},
-		blamed:  &logLines{log: log, secrets: secrets, level: slog.LevelInfo},
-	}, &running)
+	client := newClient(l, file, protocols(nil), l.output(log, secrets), &started)
 	tidy := make(chan struct{})
-	stopWaiting := context.AfterFunc(ctx, client.Kill)
+	stopWaiting := context.AfterFunc(ctx, func() { kill(client, &started, 0) })
 	p, err := connect(ctx, client, l, secrets)
 	if !stopWaiting() && err == nil {
 		err = ctx.Err()
 	}
 	if err != nil {
-		client.Kill()
+		kill(client, &started, 0)
 		_ = file.Close()
 		return nil, fmt.Errorf("start plugin %s: %w", filepath.Base(l.Path), err)
 	}
+	running := started.Load()
 	p.pid, p.done, p.tidy = running.command.Process.Pid, running.done, tidy
-	p.platform.gone = running.done
+	p.unmet = running.keep.unmet
+	p.platform.gone, p.platform.dir = running.done, running.dir
 	asked := make(chan struct{})
-	p.stop = func() { close(asked); client.Kill() }
+	p.stop = func() { close(asked); kill(client, &started, closeGrace) }
 	log = log.With("pid", p.pid)
 	log.Info("plugin started", "version", p.description.Version, "protocol", client.NegotiatedVersion())
 	go func() {
@@ -151,13 +171,43 @@ func Start(ctx context.Context, l Launch) (*Process, error) {
 	return p, nil
 }
 
+// name is the plugin's, from that of its program.
+func (l Launch) name() string { return strings.TrimPrefix(filepath.Base(l.Path), "holdfast-plugin-") }
+
+// kill ends a process. It is asked first, and killed when it has not ended
+// after the grace: one that hangs does not answer.
+func kill(client *goplugin.Client, started *atomic.Pointer[program], grace time.Duration) {
+	end := func() {
+		if p := started.Load(); p != nil {
+			_ = p.Kill(context.Background()) // it has ended, or cannot be ended by anybody
+		}
+	}
+	if grace <= 0 {
+		end()
+	} else {
+		defer time.AfterFunc(grace, end).Stop()
+	}
+	client.Kill()
+}
+
 // output is where what a process says goes: to its stderr, and, through
 // go-plugin, what it printed to os.Stdout and os.Stderr.
 type output struct{ stderr, printed, blamed io.Writer }
 
-// newClient is go-plugin's side of a program; running is set when the program
-// is started.
-func newClient(l Launch, file *os.File, plugins map[int]goplugin.PluginSet, out output, running **program) *goplugin.Client {
+// output logs what a process says, all of it within one bound.
+func (l Launch) output(log *slog.Logger, secrets *secretText) output {
+	lines := func(level slog.Level) *logLines {
+		return &logLines{log: log, secrets: secrets, level: level, keep: l.Lines}
+	}
+	stderr, printed, blamed := lines(slog.LevelWarn), lines(slog.LevelInfo), lines(slog.LevelInfo)
+	shared := newFlow(stderr.left)
+	stderr.shared, printed.shared, blamed.shared = shared, shared, shared
+	return output{stderr: stderr, printed: printed, blamed: blamed}
+}
+
+// newClient is go-plugin's side of a program; started is set when the program
+// is about to be started.
+func newClient(l Launch, file *os.File, plugins map[int]goplugin.PluginSet, out output, started *atomic.Pointer[program]) *goplugin.Client {
 	return goplugin.NewClient(&goplugin.ClientConfig{
 		HandshakeConfig:  handshake,
 		VersionedPlugins: plugins,
@@ -172,8 +222,14 @@ func newClient(l Launch, file *os.File, plugins map[int]goplugin.PluginSet, out 
 		UnixSocketConfig: &goplugin.UnixSocketConfig{TempDir: l.runDir()},
 		GRPCDialOptions:  dialOptions(),
 		RunnerFunc: func(_ hclog.Logger, command *exec.Cmd, dir string) (runner.Runner, error) {
-			*running = newProgram(l.Path, file, append(command.Env, "PATH="+searchPath, "TMPDIR="+dir))
-			return *running, nil
+			keep := &confinement{user: l.User, limits: l.Limits, cgroup: l.Cgroup, cookie: "TMPDIR=" + dir}
+			if err := keep.give(dir); err != nil {
+				return nil, fmt.Errorf("give the plugin's user its directory: %w", err)
+			}
+			p := newProgram(l.Path, file, append(command.Env, "PATH="+searchPath, keep.cookie), keep)
+			p.dir = dir
+			started.Store(p)
+			return p, nil
 		},
 	})
 }
@@ -182,7 +238,7 @@ func newClient(l Launch, file *os.File, plugins map[int]goplugin.PluginSet, out 
 func connect(ctx context.Context, client *goplugin.Client, l Launch, secrets *secretText) (*Process, error) {
 	conn, err := client.Client()
 	if err != nil {
-		return nil, sdk.Errorf(sdk.ErrUnavailable, sdk.FaultPlugin, "%v", err)
+		return nil, notConnected(err)
 	}
 	raw, err := conn.Dispense(serviceName)
 	if err != nil {
@@ -191,9 +247,27 @@ func connect(ctx context.Context, client *goplugin.Client, l Launch, secrets *se
 	return configure(ctx, raw.(pluginv1.PluginServiceClient), l, secrets)
 }
 
+// notConnected is why a program did not become a plugin. What go-plugin found
+// out is in its text alone; what it does not name is a first line that is not
+// that of a plugin, or of another protocol.
+func notConnected(err error) error {
+	if e, ok := errors.AsType[*sdk.Error](err); ok {
+		return e
+	}
+	e := sdk.Errorf(sdk.ErrUnavailable, sdk.FaultPlugin, "%s", clip(err.Error(), maxErrorText))
+	switch text := err.Error(); {
+	case strings.Contains(text, "timeout while waiting"):
+		return troubled(TroubleSilence, e)
+	case strings.Contains(text, "exited before"), strings.Contains(text, "Failed to read any lines"), strings.Contains(text, "connection"):
+		return troubled(TroubleDeath, e)
+	default:
+		return troubled(TroubleBreach, e)
+	}
+}
+
 // configure asks a plugin what it is, checks the settings and hands them over.
 func configure(ctx context.Context, client pluginv1.PluginServiceClient, l Launch, secrets *secretText) (*Process, error) {
-	r := &remote{client: client, wrapData: l.WrapData, limit: l.CallLimit, secrets: secrets}
+	r := &remote{client: client, wrapData: l.WrapData, limit: l.CallLimit, secrets: secrets, reach: l.Reach}
 	if r.limit <= 0 {
 		r.limit = sdk.CallLimit
 	}
@@ -212,6 +286,9 @@ func configure(ctx context.Context, client pluginv1.PluginServiceClient, l Launc
 	configured, err := call(ctx, r, "Configure", client.Configure, &pluginv1.ConfigureRequest{Settings: l.Settings})
 	if err != nil {
 		return nil, err
+	}
+	if len(configured.GetAbilities()) > maxAbilities {
+		return nil, broken("%d abilities", len(configured.GetAbilities()))
 	}
 	for _, name := range configured.GetAbilities() {
 		r.abilities = append(r.abilities, sdk.Ability(name))
@@ -238,11 +315,20 @@ func parseDescription(doc []byte) (Description, error) {
 // Describe runs a program with the argument "describe". The program has to
 // have the checksum, and is run without environment and endpoint.
 func Describe(ctx context.Context, path, sha256 string) (Description, error) {
-	file, err := verified(path, sha256)
+	return Launch{Path: path, SHA256: sha256}.Describe(ctx)
+}
+
+// Describe runs the program with the argument "describe", as the user and
+// within the limits of the launch.
+func (l Launch) Describe(ctx context.Context) (Description, error) {
+	path := l.Path
+	file, err := verified(path, l.SHA256)
 	if err != nil {
 		return Description{}, err
 	}
-	p := newProgram(path, file, []string{}, "describe")
+	cookie := "HOLDFAST_DESCRIBE=" + newToken()
+	keep := &confinement{user: l.User, limits: l.Limits, cgroup: l.Cgroup, cookie: cookie}
+	p := newProgram(path, file, []string{cookie}, keep, "describe")
 	if err := p.Start(ctx); err != nil {
 		return Description{}, err
 	}

@@ -28,7 +28,7 @@ const (
 
 // broken is an answer that breaks the contract.
 func broken(format string, args ...any) error {
-	return sdk.Errorf(nil, sdk.FaultPlugin, "the plugin's answer breaks the contract: "+format, args...)
+	return troubled(TroubleBreach, sdk.Errorf(nil, sdk.FaultPlugin, "the plugin's answer breaks the contract: "+format, args...))
 }
 
 func toOp(op sdk.Op) *pluginv1.Op {
