@@ -30,11 +30,8 @@ func main() {
 	defer stop()
 	// Who presses Ctrl-C again does not wait for an orderly end. The processes
 	// end with this one, and the next demo removes the files.
-	context.AfterFunc(ctx, stop)
+	context.AfterFunc(ctx, func() { signal.Reset(os.Interrupt) })
 	if err := run(ctx, os.Getenv("KEEP") != "" && os.Getenv("KEEP") != "0"); err != nil {
-		if ctx.Err() != nil {
-			err = fmt.Errorf("interrupted: %w", err)
-		}
 		fmt.Fprintln(os.Stderr, "\ndemo:", err)
 		stop()
 		os.Exit(1)
@@ -80,7 +77,12 @@ func run(ctx context.Context, keep bool) (err error) {
 		return err
 	}
 	d := &demo{dir: dir, kit: filepath.Join(dir.path, "recovery-kit.txt")}
-	defer func() { err = errors.Join(err, d.cleanUp()) }()
+	defer func() {
+		if err != nil && ctx.Err() != nil {
+			err = errors.New("interrupted: removing everything that was started") // not what failed because of it
+		}
+		err = errors.Join(err, d.cleanUp())
+	}()
 	if err := d.prepare(ctx); err != nil {
 		return err
 	}
