@@ -107,7 +107,7 @@ type importResult struct {
 // everything that was found.
 func importRepository(ctx context.Context, x *job.Execution, o *openRepository, _ quota.CloudRepository) error {
 	x.Report(job.Progress{Phase: "import", Time: time.Now()})
-	report, err := o.repository.Import(ctx)
+	report, err := o.repository.Import(ctx, repository.ImportOptions{})
 	if err != nil {
 		return err
 	}

@@ -45,6 +45,38 @@ type Adopter interface {
 	Adopt(ctx context.Context, name, file string) error
 }
 
+// Foldered is a Store that can name the folders below a prefix without walking
+// what lies in them: a directory reads its entries, S3 asks for common prefixes.
+type Foldered interface {
+	// Folders calls for every folder directly below the prefix, which is empty or
+	// ends in '/', in the order in which List comes by their objects. It gives
+	// the names without the prefix and the '/'. A folder may be empty.
+	Folders(ctx context.Context, prefix string) iter.Seq2[string, error]
+}
+
+// Folders names the folders directly below a prefix. A store that is not
+// Foldered is walked whole.
+func Folders(ctx context.Context, s Store, prefix string) iter.Seq2[string, error] {
+	if f, ok := s.(Foldered); ok {
+		return f.Folders(ctx, prefix)
+	}
+	return func(yield func(string, error) bool) {
+		last := ""
+		for object, err := range s.List(ctx, prefix) {
+			if err != nil {
+				yield("", err)
+				return
+			}
+			folder, _, below := strings.Cut(strings.TrimPrefix(object.Name, prefix), "/")
+			if below && folder != last {
+				if last = folder; !yield(folder, nil) {
+					return
+				}
+			}
+		}
+	}
+}
+
 // Object is an entry of a listing.
 type Object struct {
 	Name      string

@@ -70,11 +70,15 @@ func kindName(k chunk.Kind) string {
 // newer claim than this database knows: it was restored from a backup.
 type OldDatabaseError struct {
 	Repository string
-	Epoch      uint64 // of the claim
-	Newest     uint64 // in the store
+	Epoch      uint64   // of the claim
+	Newest     uint64   // in the store
+	Unknown    point.ID // in the store and not in the database, if that gave it away
 }
 
 func (e *OldDatabaseError) Error() string {
+	if e.Unknown != "" {
+		return fmt.Sprintf("repository %s has point %s, which the database does not know: it is older than the repository", e.Repository, e.Unknown)
+	}
 	return fmt.Sprintf("repository %s was written under epoch %d, the database is at %d: it is older than the repository", e.Repository, e.Newest, e.Epoch)
 }
 
@@ -113,7 +117,7 @@ func (e *EmptyStoreError) Error() string {
 
 // Hint says what to look at.
 func (e *EmptyStoreError) Hint() string {
-	return "see that the repository's disk is mounted at its path, then import again; points that are really lost can be forgotten one by one"
+	return "see that the repository's disk is mounted at its path, then import again; if everything is really lost: holdfast repository import --accept-loss"
 }
 
 // Is makes it an ErrRefused.

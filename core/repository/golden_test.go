@@ -143,7 +143,7 @@ func TestGoldenRepositoryIsRead(t *testing.T) {
 	if got := sha256.Sum256(disks[0]); hex.EncodeToString(got[:]) != "fe59ab9c4f290124369f5019bb255960246ed4de852255c26ca499f5601c681e" {
 		t.Fatalf("the golden disk has sum %x", got)
 	}
-	report, err := s.repo.Import(ctx)
+	report, err := s.repo.Import(ctx, repository.ImportOptions{})
 	if err != nil || report.Points != 1 || len(report.Refused) != 0 {
 		t.Fatalf("import: %+v, %v", report, err)
 	}

@@ -25,13 +25,20 @@ type ImportReport struct {
 	Epoch     uint64 // the claim has to be taken anew, and will be newer than this
 }
 
+// ImportOptions steer an import. The zero value works.
+type ImportOptions struct {
+	// AcceptLoss says that points which the catalogue knows and the store has not
+	// are really gone, even if that is every one.
+	AcceptLoss bool
+}
+
 // Import makes the catalogue agree with the store: a manifest that is neither
 // void nor entombed, and of which every page and chunk is there and sound,
 // becomes a point, even where that exceeds the quota; one with a tombstone goes
 // into the bin. It works on a repository that is open for reading because the
 // database is old, and afterwards the claim's epoch is that of the store, so
 // that the claim has to be taken, and the repository opened, again.
-func (r *Repository) Import(ctx context.Context) (ImportReport, error) {
+func (r *Repository) Import(ctx context.Context, o ImportOptions) (ImportReport, error) {
 	var report ImportReport
 	if r.epoch == 0 {
 		return report, ErrReadOnly
@@ -41,7 +48,7 @@ func (r *Repository) Import(ctx context.Context) (ImportReport, error) {
 	}
 	r.condemning.Lock() // no commit meanwhile
 	defer r.condemning.Unlock()
-	i := &importer{r: r, report: &report, best: map[point.ID]PointRecord{}}
+	i := &importer{r: r, o: o, report: &report, best: map[point.ID]PointRecord{}}
 	if err := i.run(ctx); err != nil {
 		return report, fmt.Errorf("import repository %s: %w", r.id, err)
 	}
@@ -50,6 +57,7 @@ func (r *Repository) Import(ctx context.Context) (ImportReport, error) {
 
 type importer struct {
 	r      *Repository
+	o      ImportOptions
 	report *ImportReport
 	best   map[point.ID]PointRecord
 }
@@ -73,7 +81,7 @@ func (i *importer) run(ctx context.Context) error {
 	if err := i.lost(ctx); err != nil {
 		return err
 	}
-	if len(points) == 0 && len(i.report.Lost) > 0 {
+	if len(points) == 0 && len(i.report.Lost) > 0 && !i.o.AcceptLoss {
 		return &EmptyStoreError{Repository: i.r.id}
 	}
 	newest, err := i.r.newestEpoch(ctx)
@@ -212,4 +220,104 @@ func (i *importer) lost(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// refuseUnknown refuses to write where the store has a whole point that the catalogue
+// does not know: the database is an older one, which its epoch does not tell if
+// the claim was the same then as now. To collect would delete that point. A
+// manifest that lacks something is none that an import would bring back.
+//
+// It is asked when the sessions of this server are settled, so what is left is
+// no commit on its way. Memory is the points of one machine.
+func (r *Repository) refuseUnknown(ctx context.Context) (err error) {
+	r.refusal, err = r.unknown(ctx)
+	return err
+}
+
+func (r *Repository) unknown(ctx context.Context) (refusal, err error) {
+	entombed := map[point.ID]bool{}
+	for object, err := range r.blobs.List(ctx, r.name(tombstoneFolder)) {
+		if err != nil {
+			return nil, fmt.Errorf("list tombstones: %w", err)
+		}
+		entombed[point.ID(strings.TrimPrefix(object.Name, r.name(tombstoneFolder)))] = true
+	}
+	var machine point.MachineID
+	found := map[string]manifestObject{} // of one machine, by name
+	for object, err := range r.blobs.List(ctx, r.name(pointsFolder)) {
+		if err != nil {
+			return nil, fmt.Errorf("list manifests: %w", err)
+		}
+		m, ok := r.parseManifestName(object)
+		if !ok || entombed[m.point] {
+			continue
+		}
+		if m.machine != machine {
+			if refusal, err := r.unknownOf(ctx, machine, found); err != nil || refusal != nil {
+				return refusal, err
+			}
+			machine = m.machine
+			clear(found)
+		}
+		if m.void { // follows what it voids
+			delete(found, m.name)
+		} else {
+			found[m.name] = m
+		}
+	}
+	return r.unknownOf(ctx, machine, found)
+}
+
+// unknownOf is unknown for the manifests of one machine.
+func (r *Repository) unknownOf(ctx context.Context, machine point.MachineID, found map[string]manifestObject) (refusal, err error) {
+	if len(found) == 0 {
+		return nil, nil
+	}
+	known, err := r.knownPoints(ctx, machine)
+	if err != nil {
+		return nil, err
+	}
+	j := r.newJudge()
+	defer j.end()
+	for _, m := range found {
+		if known[m.point] {
+			continue
+		}
+		_, p, err := r.readManifest(ctx, PointRecord{ID: m.point, Machine: m.machine, Epoch: m.epoch})
+		if errors.Is(err, chunk.ErrDamaged) || errors.Is(err, blob.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		whole, err := j.point(ctx, p)
+		if err != nil {
+			return nil, err
+		}
+		if whole {
+			r.log.Error("database is older than the repository", "unknown point", m.point)
+			return &OldDatabaseError{Repository: r.id, Epoch: r.epoch, Newest: r.newest, Unknown: m.point}, nil
+		}
+	}
+	return nil, nil
+}
+
+// knownPoints are the points of a machine, also those in the bin.
+func (r *Repository) knownPoints(ctx context.Context, machine point.MachineID) (map[point.ID]bool, error) {
+	known := map[point.ID]bool{}
+	for _, binned := range []bool{false, true} {
+		for q := (PointQuery{Machine: machine, Binned: binned, Limit: MaxPoints}); ; {
+			points, err := r.catalogue.Points(ctx, r.id, q)
+			if err != nil {
+				return nil, fmt.Errorf("list points: %w", err)
+			}
+			for _, p := range points {
+				known[p.ID], q.After = true, p.ID
+			}
+			if len(points) < q.Limit {
+				break
+			}
+		}
+	}
+	return known, nil
 }

@@ -27,6 +27,7 @@ const (
 	mapsFolder      = "maps/"
 	pointsFolder    = "points/"
 	tombstoneFolder = "tombstones/"
+	labelFolder     = "label/"
 
 	voidSuffix = ".void"
 )
@@ -96,8 +97,12 @@ type manifestObject struct {
 }
 
 func (r *Repository) parseManifestName(object blob.Object) (m manifestObject, ok bool) {
+	return parseManifestName(r.id, object)
+}
+
+func parseManifestName(repository string, object blob.Object) (m manifestObject, ok bool) {
 	name, void := strings.CutSuffix(object.Name, voidSuffix)
-	path, ok := strings.CutPrefix(name, r.name(pointsFolder))
+	path, ok := strings.CutPrefix(name, repository+"/"+pointsFolder)
 	if !ok {
 		return m, false
 	}

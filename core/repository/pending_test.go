@@ -255,7 +255,7 @@ func TestPendingBytesAreCountedAnew(t *testing.T) {
 	s.catalogue.Add(s.id, 1<<40, 1)
 	s.epoch = 0
 	s.restart()
-	if _, err := s.repo.Import(ctx); err != nil {
+	if _, err := s.repo.Import(ctx, repository.ImportOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	s.epoch = s.catalogue.Epoch(s.id)

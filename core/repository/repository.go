@@ -168,6 +168,9 @@ func (r *Repository) open(ctx context.Context) error {
 	if err := r.recover(ctx); err != nil {
 		return err
 	}
+	if err := r.refuseUnknown(ctx); err != nil || r.refusal != nil {
+		return err
+	}
 	walked, err := r.openUsed(ctx)
 	if err != nil {
 		return err

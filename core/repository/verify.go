@@ -146,6 +146,11 @@ func (v *verifier) object(ctx context.Context, object blob.Object) error {
 		})
 	case ownerFolder:
 		return empty(object)
+	case labelFolder:
+		return v.small(ctx, object, maxSmall, func(b []byte) error {
+			_, err := parseLabel(b, v.r.id)
+			return err
+		})
 	case formatObject + "/":
 		return v.small(ctx, object, maxSmall, func(b []byte) error {
 			var f formatJSON

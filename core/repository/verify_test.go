@@ -383,7 +383,7 @@ func TestImportRebuildsTheCatalogue(t *testing.T) {
 	s.catalogue.Add(s.id, 100, 1) // an empty database, with a quota that is far too small
 	s.epoch = 0
 	s.restart()
-	report, err := s.repo.Import(ctx)
+	report, err := s.repo.Import(ctx, repository.ImportOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -431,7 +431,7 @@ func TestImportFromAnEmptyStoreKeepsTheCatalogue(t *testing.T) {
 		}
 	}
 	var empty *repository.EmptyStoreError
-	if _, err := s.repo.Import(ctx); len(gone) == 0 || !errors.As(err, &empty) {
+	if _, err := s.repo.Import(ctx, repository.ImportOptions{}); len(gone) == 0 || !errors.As(err, &empty) {
 		t.Errorf("import from a store without points: %v, want an EmptyStoreError", err)
 	}
 	if points, err := s.repo.Points(ctx, "", "", 0); err != nil || len(points) != 1 || points[0].ID != kept {

@@ -385,7 +385,7 @@ func TestOldDatabaseReadsOnly(t *testing.T) {
 	wantIs(t, "collect", err, claim.ErrFenced)
 	s.wantRestore(one, d)
 
-	if _, err := s.repo.Import(ctx); err != nil {
+	if _, err := s.repo.Import(ctx, repository.ImportOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	s.epoch = s.catalogue.Epoch(s.id)

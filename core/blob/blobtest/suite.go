@@ -58,6 +58,7 @@ func Run(t *testing.T, open func(t *testing.T) Fixture) {
 		{"ShortContentLeavesNothing", shortContent},
 		{"RefusesOddNames", oddNames},
 		{"ListsInOrder", listsInOrder},
+		{"NamesFolders", namesFolders},
 		{"DeletesOnce", deletes},
 		{"RetainsUntilTheDate", retains},
 		{"AdoptsAFile", adopts},
@@ -214,6 +215,24 @@ func listsInOrder(t *testing.T, f Fixture) {
 		}
 		if seen++; seen == 2 {
 			break
+		}
+	}
+}
+
+func namesFolders(t *testing.T, f Fixture) {
+	for _, name := range []string{"a-b/x", "a.b", "a/b", "a/c/d", "a/c/e", "b"} {
+		put(t, f.Store, name, "content")
+	}
+	for prefix, want := range map[string][]string{"": {"a-b", "a"}, "a/": {"c"}, "a/c/": nil, "c/": nil, "b/": nil} {
+		var got []string
+		for name, err := range blob.Folders(t.Context(), f.Store, prefix) {
+			if err != nil {
+				t.Fatalf("folders below %q: %v", prefix, err)
+			}
+			got = append(got, name)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("folders below %q: %q, want %q", prefix, got, want)
 		}
 	}
 }

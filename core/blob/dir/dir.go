@@ -53,8 +53,9 @@ type Store struct {
 }
 
 var (
-	_ blob.Store   = (*Store)(nil)
-	_ blob.Adopter = (*Store)(nil)
+	_ blob.Store    = (*Store)(nil)
+	_ blob.Adopter  = (*Store)(nil)
+	_ blob.Foldered = (*Store)(nil)
 )
 
 // Open uses a directory, which is made if it does not exist.
@@ -307,6 +308,36 @@ func (s *Store) walk(ctx context.Context, folder, prefix string, yield func(blob
 		}
 	}
 	return true
+}
+
+// Folders names the folders directly below a prefix.
+func (s *Store) Folders(ctx context.Context, prefix string) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		if err := blob.CheckPrefix(prefix); err != nil {
+			yield("", err)
+			return
+		}
+		entries, err := s.entries(path.Clean(prefix))
+		if err != nil {
+			if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
+				yield("", fmt.Errorf("list %s: %w", prefix, err))
+			}
+			return
+		}
+		for _, entry := range entries {
+			name := strings.TrimSuffix(entry.name, "/")
+			if !entry.dir || blob.CheckName(name) != nil {
+				continue
+			}
+			if err := ctx.Err(); err != nil {
+				yield("", err)
+				return
+			}
+			if !yield(name, nil) {
+				return
+			}
+		}
+	}
 }
 
 type entry struct {
