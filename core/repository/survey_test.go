@@ -160,8 +160,8 @@ func TestWhatLiesInAStoreIsFoundWithoutADatabase(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	other := uuid.NewString()
-	if err := s.blobs.Put(ctx, other+"/owner/00000000000000000001", bytes.NewReader(nil), 0); err != nil {
+	neighbour := uuid.NewString()
+	if err := s.blobs.Put(ctx, neighbour+"/owner/00000000000000000001", bytes.NewReader(nil), 0); err != nil {
 		t.Fatal(err)
 	}
 	var ids []string
@@ -171,7 +171,7 @@ func TestWhatLiesInAStoreIsFoundWithoutADatabase(t *testing.T) {
 		}
 		ids = append(ids, id)
 	}
-	wantIDs := []string{s.id, other}
+	wantIDs := []string{s.id, neighbour}
 	slices.Sort(wantIDs)
 	if !slices.Equal(ids, wantIDs) {
 		t.Errorf("ids %v, want %v", ids, wantIDs)
@@ -192,11 +192,11 @@ func TestLabelOfAnotherRepositoryIsRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	other := uuid.NewString()
-	if err := s.blobs.Put(ctx, other+"/label/00000000000000000001", bytes.NewReader(content), int64(len(content))); err != nil {
+	neighbour := uuid.NewString()
+	if err := s.blobs.Put(ctx, neighbour+"/label/00000000000000000001", bytes.NewReader(content), int64(len(content))); err != nil {
 		t.Fatal(err)
 	}
-	if found, err := repository.Find(ctx, s.blobs, other, 10); err != nil || found.Label.TenantName != "" {
+	if found, err := repository.Find(ctx, s.blobs, neighbour, 10); err != nil || found.Label.TenantName != "" {
 		t.Errorf("a copied label is believed: %+v, %v", found.Label, err)
 	}
 }
