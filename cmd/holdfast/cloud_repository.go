@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast-dr/holdfast/core/client"
@@ -13,7 +15,13 @@ func cloudRepositoryCommand(a *app) *cobra.Command {
 
 func showCloud(a *app, r client.CloudRepository) error {
 	return show(a, r, field{"name", r.Name}, field{"id", r.Id}, field{"tenant", r.Tenant}, field{"repository", deref(r.Repository)},
-		field{"quota", bytesText(r.LimitBytes)}, field{"used", bytesText(r.UsedBytes)}, field{"reserved", bytesText(r.PendingBytes)})
+		field{"quota", bytesText(r.LimitBytes)}, field{"used", bytesText(r.UsedBytes)}, field{"pending", pendingText(r)})
+}
+
+// pendingText says what is counted beside the points, and why.
+func pendingText(r client.CloudRepository) string {
+	return fmt.Sprintf("%s (%s reserved by running backups, %s arrived and in no point)",
+		bytesText(r.PendingBytes), bytesText(r.PendingBytes-r.UnreferencedBytes), bytesText(r.UnreferencedBytes))
 }
 
 func cloudCreateCommand(a *app) *cobra.Command {
@@ -79,6 +87,7 @@ func cloudListCommand(a *app) *cobra.Command {
 				column[row]{title: "tenant", value: func(r row) string { return named(r.Tenant) }},
 				column[row]{title: "quota", value: func(r row) string { return bytesText(r.LimitBytes) }, right: true},
 				column[row]{title: "used", value: func(r row) string { return bytesText(r.UsedBytes) }, right: true},
+				column[row]{title: "pending", value: func(r row) string { return bytesText(r.PendingBytes) }, right: true},
 				column[row]{title: "id", value: func(r row) string { return r.Id }})
 		},
 	}

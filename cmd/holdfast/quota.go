@@ -20,7 +20,12 @@ func used(r client.CloudRepository) string {
 func quotaListCommand(a *app) *cobra.Command {
 	var name string
 	cmd := &cobra.Command{
-		Use: "list", Short: "List quotas and what is used of them", Example: "  holdfast quota list\n  holdfast quota list --tenant Acme", Args: cobra.NoArgs,
+		Use: "list", Short: "List quotas and what is used of them",
+		Long: `List quotas, and what is used of them: what points take, what running backups
+reserved, and what arrived and is in no point yet. The last is taken over by the
+next backup that finds it. What nobody wanted for seven days is collected, and
+counts until then.`,
+		Example: "  holdfast quota list\n  holdfast quota list --tenant Acme", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.provider()
 			if err != nil {
@@ -41,7 +46,8 @@ func quotaListCommand(a *app) *cobra.Command {
 				column[row]{title: "cloud repository", value: func(r row) string { return r.Name }},
 				column[row]{title: "quota", value: func(r row) string { return bytesText(r.LimitBytes) }, right: true},
 				column[row]{title: "used", value: func(r row) string { return bytesText(r.UsedBytes) }, right: true},
-				column[row]{title: "reserved", value: func(r row) string { return bytesText(r.PendingBytes) }, right: true},
+				column[row]{title: "reserved", value: func(r row) string { return bytesText(r.PendingBytes - r.UnreferencedBytes) }, right: true},
+				column[row]{title: "in no point", value: func(r row) string { return bytesText(r.UnreferencedBytes) }, right: true},
 				column[row]{title: "full", value: used, right: true})
 		},
 	}

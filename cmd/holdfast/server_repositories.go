@@ -417,10 +417,11 @@ func (s *servedSession) Have(ctx context.Context, kind chunk.Kind, ids []chunk.I
 }
 
 // Put takes records.
-func (s *servedSession) Put(ctx context.Context, batch []byte) error {
+func (s *servedSession) Put(ctx context.Context, batch []byte) (int64, error) {
 	ctx, cancel := s.repository.under(ctx)
 	defer cancel()
-	return sessionError(s.Session.Put(ctx, batch))
+	taken, err := s.Take(ctx, batch)
+	return taken, sessionError(err)
 }
 
 // Commit makes the point exist.

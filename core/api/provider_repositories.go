@@ -62,7 +62,8 @@ type CloudRepository struct {
 	Repository   string    `json:"repository,omitempty" doc:"Id of the provider's repository behind it; not shown to tenants"`
 	LimitBytes   int64     `json:"limit_bytes"`
 	UsedBytes    int64     `json:"used_bytes" doc:"Charged to points"`
-	PendingBytes int64     `json:"pending_bytes" doc:"Reserved by running backups"`
+	PendingBytes int64     `json:"pending_bytes" doc:"Counted beside them: reserved by running backups, or arrived and in no point yet"`
+	Unreferenced int64     `json:"unreferenced_bytes" doc:"The part of pending_bytes that arrived. A point that uses it takes it over; what was idle for seven days goes with the next collections, and counts until then"`
 	ChunkSize    int64     `json:"chunk_size"`
 	Created      time.Time `json:"created"`
 	Version      int64     `json:"version" doc:"Grows with each change; an update names the one it read"`
@@ -71,7 +72,7 @@ type CloudRepository struct {
 // cloudOf hides what lies behind the cloud from tenants.
 func cloudOf(ctx context.Context, r quota.CloudRepository) CloudRepository {
 	c := CloudRepository{ID: string(r.ID), Tenant: string(r.TenantID), Name: r.Name, LimitBytes: r.LimitBytes, UsedBytes: r.UsedBytes,
-		PendingBytes: r.PendingBytes, ChunkSize: r.ChunkSize, Created: r.Created.UTC(), Version: r.Version}
+		PendingBytes: r.PendingBytes, Unreferenced: r.UnreferencedBytes, ChunkSize: r.ChunkSize, Created: r.Created.UTC(), Version: r.Version}
 	if ofProvider(ctx) {
 		c.Repository = r.LocationID
 	}

@@ -506,12 +506,15 @@ type CloudRepository struct {
 	LimitBytes int64     `json:"limit_bytes"`
 	Name       string    `json:"name"`
 
-	// PendingBytes Reserved by running backups
+	// PendingBytes Counted beside them: reserved by running backups, or arrived and in no point yet
 	PendingBytes int64 `json:"pending_bytes"`
 
 	// Repository Id of the provider's repository behind it; not shown to tenants
 	Repository *string `json:"repository,omitempty"`
 	Tenant     string  `json:"tenant"`
+
+	// UnreferencedBytes The part of pending_bytes that arrived. A point that uses it takes it over; what was idle for seven days goes with the next collections, and counts until then
+	UnreferencedBytes int64 `json:"unreferenced_bytes"`
 
 	// UsedBytes Charged to points
 	UsedBytes int64 `json:"used_bytes"`

@@ -3,6 +3,8 @@ package gateway
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -262,16 +264,60 @@ func (s *guardedSession) Have(ctx context.Context, kind chunk.Kind, ids []chunk.
 }
 
 // Put takes records for which there is room.
-func (s *guardedSession) Put(ctx context.Context, batch []byte) error {
+func (s *guardedSession) Put(ctx context.Context, batch []byte) (int64, error) {
 	leave, err := s.enter(ctx)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer leave()
-	if err := s.reserve(ctx, int64(len(batch))); err != nil {
-		return err
+	room := int64(len(batch))
+	if err := s.reserve(ctx, room); err != nil {
+		_, full := errors.AsType[*quota.FullError](err)
+		lacking, known := s.lacking(ctx, batch)
+		if !full || !known || lacking == room {
+			return 0, err
+		}
+		// A batch that is sent again, since its answer was lost, needs no more room.
+		if room = lacking; room > 0 {
+			if err := s.reserve(ctx, room); err != nil {
+				return 0, err
+			}
+		}
 	}
-	return s.Session.Put(ctx, batch)
+	taken, err := s.Session.Put(ctx, batch)
+	s.giveBack(room - taken)
+	return taken, err
+}
+
+// lacking is how many bytes of a batch the repository does not have, if that can
+// be told.
+func (s *guardedSession) lacking(ctx context.Context, batch []byte) (lacking int64, known bool) {
+	sizes := map[chunk.Kind]map[chunk.ID]int64{}
+	for rest := batch; len(rest) > 0; {
+		r, next, err := chunk.ParseRecord(rest)
+		if err != nil {
+			return 0, false // Put says what is wrong with it
+		}
+		if sizes[r.Kind] == nil {
+			sizes[r.Kind] = map[chunk.ID]int64{}
+		}
+		sizes[r.Kind][r.ID], rest = int64(r.Size()), next
+	}
+	for kind, of := range sizes {
+		ids := slices.Collect(maps.Keys(of))
+		for part := range slices.Chunk(ids, MaxIDs) {
+			have, err := s.Session.Have(ctx, kind, part)
+			if err != nil {
+				return 0, false
+			}
+			for i, id := range part {
+				if !have[i] {
+					lacking += of[id]
+				}
+			}
+		}
+	}
+	return lacking, true
 }
 
 // Commit ends the session when it succeeds; a refusal leaves it open.
@@ -325,6 +371,13 @@ func (s *guardedSession) reserve(ctx context.Context, n int64) error {
 	}
 	s.credit -= n
 	return nil
+}
+
+// giveBack keeps room that a batch did not need for the next one.
+func (s *guardedSession) giveBack(n int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.credit += max(0, n)
 }
 
 // ask reserves a stride, or exactly what is needed where a stride is too much.

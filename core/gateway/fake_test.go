@@ -145,12 +145,12 @@ func (s *repoSession) Have(_ context.Context, _ chunk.Kind, ids []chunk.ID) ([]b
 	return have, nil
 }
 
-func (s *repoSession) Put(ctx context.Context, batch []byte) error {
+func (s *repoSession) Put(ctx context.Context, batch []byte) (taken int64, err error) {
 	if s.held != nil {
 		select {
 		case <-s.held:
 		case <-ctx.Done():
-			return ctx.Err()
+			return 0, ctx.Err()
 		}
 	}
 	s.mu.Lock()
@@ -159,12 +159,15 @@ func (s *repoSession) Put(ctx context.Context, batch []byte) error {
 	for len(batch) > 0 {
 		r, rest, err := chunk.ParseRecord(batch)
 		if err != nil {
-			return err
+			return taken, err
+		}
+		if s.records[r.ID] == nil {
+			taken += int64(r.Size())
 		}
 		s.records[r.ID] = bytes.Clone(batch[:len(batch)-len(rest)])
 		batch = rest
 	}
-	return nil
+	return taken, nil
 }
 
 func (s *repoSession) Commit(context.Context, []byte) error { return errors.New("not in this test") }

@@ -72,11 +72,22 @@ func TestReservationsAreFewAndExactAtTheEnd(t *testing.T) {
 		t.Errorf("%d reservations of %d bytes for %d", e.store.reserves, e.store.reserved, len(batch))
 	}
 	e.store.limit = e.store.reserved + 1<<20 // less than a stride is left, but some is
-	more, _ := pages(s.ID(), 24, 256<<10)
+	more, _ := pages(s.ID(), 42, 150<<10)
 	if err := s.Put(t.Context(), more); err != nil {
 		t.Errorf("what still fits: %v", err)
 	}
-	err := s.Put(t.Context(), batch)
+	reserved := e.store.reserved
+	if reserved <= 16<<20 || reserved > int64(len(batch)+len(more)) {
+		t.Errorf("%d bytes are reserved for %d", reserved, len(batch)+len(more))
+	}
+	// What is sent again, because its answer was lost, needs no room.
+	for range 3 {
+		if err := s.Put(t.Context(), batch); err != nil || e.store.reserved > reserved+1<<20 {
+			t.Errorf("sent again: %v, %d bytes reserved, %d before", err, e.store.reserved, reserved)
+		}
+	}
+	third, _ := pages(s.ID(), 8, 512<<10)
+	err := s.Put(t.Context(), third)
 	if full, ok := errors.AsType[*quota.FullError](err); !ok || full.LimitBytes != e.store.limit {
 		t.Errorf("what does not fit: %v, want FullError", err)
 	}

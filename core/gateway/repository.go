@@ -40,8 +40,9 @@ type Session interface {
 	Base() point.ID
 
 	Have(ctx context.Context, kind chunk.Kind, ids []chunk.ID) ([]bool, error)
-	// Put takes whole records, checks them, and keeps no reference to them.
-	Put(ctx context.Context, batch []byte) error
+	// Put takes whole records, checks them, and keeps no reference to them. It
+	// tells how many bytes were not there yet, also beside an error.
+	Put(ctx context.Context, batch []byte) (taken int64, err error)
 	// Commit makes the point exist, durably; or answers why it cannot, with a
 	// *point.MissingError if records are to be sent again.
 	Commit(ctx context.Context, manifest []byte) error

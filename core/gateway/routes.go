@@ -472,7 +472,7 @@ func (s *Server) records(q *request) error {
 			break
 		}
 		start := time.Now()
-		err = session.Put(q.Context(), (*buffer)[:whole])
+		_, err = session.Put(q.Context(), (*buffer)[:whole])
 		q.took += time.Since(start)
 		if err != nil {
 			return err

@@ -362,20 +362,27 @@ func (s *Session) spooled(kind chunk.Kind, id chunk.ID) bool {
 // first sound copy wins. A nil error promises that the records were received,
 // not that they are durable.
 func (s *Session) Put(ctx context.Context, batch []byte) error {
+	_, err := s.Take(ctx, batch)
+	return err
+}
+
+// Take is Put, and tells how many bytes of the batch were not there yet, also
+// beside an error: so much more has to be kept.
+func (s *Session) Take(ctx context.Context, batch []byte) (taken int64, err error) {
 	if len(batch) > MaxBatch {
-		return fmt.Errorf("put %d bytes, at most %d: %w", len(batch), MaxBatch, ErrRefused)
+		return 0, fmt.Errorf("put %d bytes, at most %d: %w", len(batch), MaxBatch, ErrRefused)
 	}
 	if err := s.touch(); err != nil {
-		return err
+		return 0, err
 	}
 	records, err := s.parse(batch)
 	if err != nil {
-		return fmt.Errorf("put: %w: %w", ErrRefused, err)
+		return 0, fmt.Errorf("put: %w: %w", ErrRefused, err)
 	}
-	if err := s.add(ctx, batch, records); err != nil {
-		return fmt.Errorf("put: %w", err)
+	if taken, err = s.add(ctx, batch, records); err != nil {
+		return taken, fmt.Errorf("put: %w", err)
 	}
-	return s.shipSome(ctx)
+	return taken, s.shipSome(ctx)
 }
 
 func (s *Session) parse(batch []byte) ([]chunk.Record, error) {
@@ -416,22 +423,22 @@ func (s *Session) check(r chunk.Record) error {
 	return nil
 }
 
-// add spools the records that are not there yet.
-func (s *Session) add(ctx context.Context, batch []byte, records []chunk.Record) error {
+// add spools the records that are not there yet, and tells how many bytes.
+func (s *Session) add(ctx context.Context, batch []byte, records []chunk.Record) (taken int64, err error) {
 	known := make([]bool, len(records))
 	for i, r := range records {
 		if err := ctx.Err(); err != nil {
-			return err
+			return 0, err
 		}
 		var err error
 		if _, known[i], err = s.r.live(r.Kind, r.ID); err != nil {
-			return err
+			return 0, err
 		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended {
-		return s.errEnded()
+		return 0, s.errEnded()
 	}
 	run := run{s: s, batch: batch, known: map[recordName]struct{}{}}
 	offset := 0
@@ -439,12 +446,13 @@ func (s *Session) add(ctx context.Context, batch []byte, records []chunk.Record)
 		end := offset + r.Size()
 		if !known[i] && !s.spooled(r.Kind, r.ID) {
 			if err := run.add(offset, end, r); err != nil {
-				return err
+				return run.taken, err
 			}
 		}
 		offset = end
 	}
-	return run.flush()
+	err = run.flush()
+	return run.taken, err
 }
 
 // run is a stretch of a batch that goes into one pack with one write.
@@ -455,6 +463,7 @@ type run struct {
 	start, end int
 	records    []chunk.Record
 	known      map[recordName]struct{} // of the whole batch
+	taken      int64                   // bytes in packs
 }
 
 type recordName struct {
@@ -491,7 +500,11 @@ func (u *run) flush() error {
 	}
 	records := u.records
 	u.records = u.records[:0]
-	return u.pack.append(u.batch[u.start:u.end], records)
+	if err := u.pack.append(u.batch[u.start:u.end], records); err != nil {
+		return err
+	}
+	u.taken += int64(u.end - u.start)
+	return nil
 }
 
 // packLimit is the size at which a pack is full. Map packs are smaller: their
