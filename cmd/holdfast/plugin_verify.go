@@ -28,7 +28,7 @@ type verification struct {
 }
 
 func pluginVerifyCommand(a *app) *cobra.Command {
-	v := verification{epoch: uint64(time.Now().Unix()), timeout: 2 * time.Minute}
+	v := verification{epoch: uint64(time.Now().UnixMicro()), timeout: 2 * time.Minute}
 	cmd := &cobra.Command{
 		Use:   "verify PROGRAM",
 		Short: "Check a plugin's program against the contract",
