@@ -15,7 +15,8 @@ func pluginCommand(a *app) *cobra.Command {
 	return noun("plugin", "Programs that drive hypervisors",
 		`A plugin is a program holdfast-plugin-NAME beside this one, or in the agent's plugin directories. It runs only after it
 was enabled: that pins the checksum of the program as it is now, which is compared at every start.`,
-		pluginListCommand(a), pluginEnableCommand(a), pluginDisableCommand(a), pluginDescribeCommand(a), pluginVerifyCommand(a))
+		pluginListCommand(a), pluginEnableCommand(a), pluginDisableCommand(a), pluginDescribeCommand(a), pluginVerifyCommand(a),
+		pluginNewCommand(a))
 }
 
 func pluginListCommand(a *app) *cobra.Command {
