@@ -38,6 +38,7 @@
 //	   mover          the one copy loop: read, hash, ask, compress, seal, send, resume
 //	   gateway        the tenant wire, both ends; admission, fairness, relays
 //	   host           plugin processes: find, verify, start, watch, restart
+//	   worker         the same processes on another machine, both ends
 //	   client         the REST client, generated from the API document
 //	1  pki            the provider's CA, server and client certificates, pins
 //	   lease          until when a tenant's contract lasts

@@ -30,7 +30,7 @@ var floors = map[string]int{
 
 	"pki": 1, "lease": 1, "quota": 1, "network": 1, "audit": 1, "access": 1, "point": 1, "job": 1,
 
-	"repository": 2, "mover": 2, "gateway": 2, "host": 2, "client": 2,
+	"repository": 2, "mover": 2, "gateway": 2, "host": 2, "worker": 2, "client": 2,
 
 	"backup": 3, "restore": 3, "replica": 3, "cdp": 3, "failover": 3,
 
@@ -58,7 +58,9 @@ var mayAlso = map[string][]string{
 	"cmd":     {"core/…", "sdk/…"},
 	"testenv": {"core/…", "sdk/…"},
 
-	"core/host": {"sdk/plugin"}, // starts plugins, so it is the one room that knows that they are processes
+	// These two start plugins, so they know that plugins are processes.
+	"core/host":   {"sdk/plugin"},
+	"core/worker": {"sdk/plugin"},
 }
 
 // keepers says which of our parts may import a third-party module that must not spread.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -24,8 +25,9 @@ type Attachment struct {
 	Calls func(context.Context) (net.Conn, error)
 	// Disk connects to what Relay.Dial connects to.
 	Disk func(ctx context.Context, handle string) (net.Conn, error)
-	// Log is what the relay writes, and ends soon after the process.
-	Log io.Reader
+	// Log is what the relay writes, and ends soon after the process. Attach
+	// closes it.
+	Log io.ReadCloser
 	// Ended is closed when the process has ended or cannot be reached any more.
 	Ended <-chan struct{}
 	// End asks for the end of the process, and closes Ended.
@@ -45,17 +47,25 @@ func Attach(ctx context.Context, at Attachment, l Launch) (*Process, error) {
 		grpc.WithIdleTimeout(0), grpc.WithDisableServiceConfig(), grpc.WithNoProxy())...)
 	if err != nil {
 		at.End()
+		_ = at.Log.Close()
 		return nil, fmt.Errorf("attach to plugin %s: %w", at.Plugin, err)
 	}
-	var logged sync.WaitGroup
-	logged.Go(func() {
-		_, _ = io.Copy(&logLines{log: log, secrets: secrets, level: slog.LevelWarn}, at.Log)
+	var logging sync.WaitGroup
+	logging.Go(func() {
+		_, _ = io.Copy(&logLines{log: log, secrets: secrets, level: slog.LevelWarn, keep: l.Lines}, at.Log)
 	})
+	logged := func() { // the last lines of an ended process are waited for
+		late := time.AfterFunc(drainLimit, func() { _ = at.Log.Close() })
+		logging.Wait()
+		if late.Stop() {
+			_ = at.Log.Close()
+		}
+	}
 	p, err := configure(ctx, pluginv1.NewPluginServiceClient(conn), l, secrets)
 	if err != nil {
 		at.End()
 		_ = conn.Close()
-		logged.Wait()
+		logged()
 		return nil, fmt.Errorf("start plugin %s: %w", at.Plugin, err)
 	}
 	tidy := make(chan struct{})
@@ -69,7 +79,7 @@ func Attach(ctx context.Context, at Attachment, l Launch) (*Process, error) {
 		defer close(tidy)
 		<-at.Ended
 		_ = conn.Close() // nothing is at its other end
-		logged.Wait()
+		logged()
 		select {
 		case <-asked:
 			log.Info("plugin ended")

@@ -65,7 +65,7 @@ func StartRelay(ctx context.Context, l Launch, out io.Writer) (*Relay, error) {
 		return nil, err
 	}
 	var started atomic.Pointer[program]
-	shared := &sharedLines{to: out}
+	shared := &sharedLines{to: out, flow: newFlow(func(int) {})}
 	client := newClient(l, file, relayProtocols(), output{shared.source(), shared.source(), shared.source()}, &started)
 	stopWaiting := context.AfterFunc(ctx, func() { kill(client, &started, 0) })
 	calls, err := dispenseConn(client)
@@ -335,6 +335,7 @@ func (a *arrivals) Addr() net.Addr { return &net.UnixAddr{Name: "relay", Net: "u
 
 // sharedLines lets several sources write whole lines to one writer.
 type sharedLines struct {
+	flow  *flow      // a flood costs the process time
 	mutex sync.Mutex // one line at a time
 	to    io.Writer
 }
@@ -353,6 +354,7 @@ func (s *lineSource) Write(p []byte) (int, error) {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
 	n := len(p)
+	s.shared.flow.pass(n)
 	for {
 		line, after, whole := bytes.Cut(p, []byte{'\n'})
 		s.rest = append(s.rest, line[:min(len(line), maxLogLine-len(s.rest))]...)
