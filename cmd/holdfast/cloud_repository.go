@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 
+	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast-dr/holdfast/core/client"
@@ -25,14 +26,26 @@ func pendingText(r client.CloudRepository) string {
 }
 
 func cloudCreateCommand(a *app) *cobra.Command {
-	var name, repository, size string
+	var name, repository, size, id, former string
 	cmd := &cobra.Command{
 		Use: "create NAME", Short: "Give a tenant a cloud repository",
-		Example: "  holdfast cloud-repository create backups --tenant Acme --repository store-1 --quota 2TiB", Args: cobra.ExactArgs(1),
+		Long: `Give a tenant a cloud repository: a new, empty one, or with --id what lies in the repository under that id already. That
+is how backups come back after the database was lost, and to whom those go that a deleted tenant left. Find the ids with
+"holdfast cloud-repository list --unknown", and rebuild the catalogue with "holdfast repository import" afterwards. For
+a tenant of another name than the one whose backups they were, that one has to be named.`,
+		Example: `  holdfast cloud-repository create backups --tenant Acme --repository store-1 --quota 2TiB
+  holdfast cloud-repository create backups --tenant Acme --repository store-1 --quota 2TiB --id 01a20ae5-76a9-70b5-927c-d0423543fde9
+  holdfast cloud-repository create taken-over --tenant Acme --repository store-1 --quota 2TiB --id ID --former-tenant "Old Acme"`, Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			limit, err := parseSize(size)
 			if err != nil {
 				return usagef(cmd, "%v", err)
+			}
+			switch {
+			case id != "" && uuid.Validate(id) != nil:
+				return usagef(cmd, "--id %q is not the id of a cloud repository; find it with: holdfast cloud-repository list --unknown", id)
+			case id == "" && former != "":
+				return usagef(cmd, "--former-tenant belongs to --id")
 			}
 			c, err := a.provider()
 			if err != nil {
@@ -47,16 +60,22 @@ func cloudCreateCommand(a *app) *cobra.Command {
 				return err
 			}
 			r, err := read[client.CloudRepository](c.CreateCloudRepository(cmd.Context(), t.Id, &client.CreateCloudRepositoryParams{IdempotencyKey: newKey()},
-				client.CreateCloudRepositoryJSONRequestBody{Name: args[0], Repository: l.Id, LimitBytes: limit}))
+				client.CreateCloudRepositoryJSONRequestBody{Name: args[0], Repository: l.Id, LimitBytes: limit, Id: asUUID(id), FormerTenant: given(former)}))
 			if err != nil {
 				return err
 			}
-			return showCloud(a, r)
+			if err := showCloud(a, r); err != nil || id == "" || a.output == "json" {
+				return err
+			}
+			a.say("Rebuild its catalogue before it is used: holdfast repository import %s --tenant %s", shellWord(r.Name), shellWord(t.Name))
+			return nil
 		},
 	}
 	a.tenantFlag(cmd, &name, "whose it is")
 	cmd.Flags().StringVar(&repository, "repository", "", "the provider's repository behind it")
 	cmd.Flags().StringVar(&size, "quota", "", "its size, such as 500GiB or 2TiB")
+	cmd.Flags().StringVar(&id, "id", "", "take what lies under this id into use, instead of a new one")
+	cmd.Flags().StringVar(&former, "former-tenant", "", "name of the tenant whose backups lie under the id, if it is another one")
 	for _, f := range []string{"tenant", "repository", "quota"} {
 		_ = cmd.MarkFlagRequired(f)
 	}
@@ -64,13 +83,21 @@ func cloudCreateCommand(a *app) *cobra.Command {
 }
 
 func cloudListCommand(a *app) *cobra.Command {
-	var name string
+	var name, repository string
+	var unknown bool
 	cmd := &cobra.Command{
-		Use: "list", Short: "List cloud repositories", Example: "  holdfast cloud-repository list --tenant Acme", Args: cobra.NoArgs,
+		Use: "list", Short: "List cloud repositories",
+		Long: `List cloud repositories. With --unknown, list instead what lies in the provider's repositories and belongs to no cloud
+repository: after the loss of the database everything, else what deleted tenants left. "holdfast cloud-repository create
+--id" takes it into use again.`,
+		Example: "  holdfast cloud-repository list --tenant Acme\n  holdfast cloud-repository list --unknown --repository store-1", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.provider()
 			if err != nil {
 				return err
+			}
+			if unknown {
+				return listUnknown(cmd, a, c, repository)
 			}
 			id, err := scope(cmd.Context(), c, name)
 			if err != nil {
@@ -92,6 +119,9 @@ func cloudListCommand(a *app) *cobra.Command {
 		},
 	}
 	a.tenantFlag(cmd, &name, "whose (default everybody's)")
+	cmd.Flags().BoolVar(&unknown, "unknown", false, "what lies in repositories and belongs to no cloud repository")
+	cmd.Flags().StringVar(&repository, "repository", "", "with --unknown: only in this one of the provider's repositories")
+	cmd.MarkFlagsMutuallyExclusive("unknown", "tenant")
 	return cmd
 }
 

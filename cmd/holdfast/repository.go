@@ -18,7 +18,7 @@ func repositoryCommand(a *app) *cobra.Command {
 			"Damaged records are named and, where the machine still has them, come back with its next backup."),
 		repositoryRunCommand(a, "collect", "Free the space of what no point uses any more", "It is safe beside running backups and restores."),
 		repositoryRunCommand(a, "import", "Rebuild the catalogue from the manifests in the store",
-			"Needed after the database was restored from a backup: until then such a repository takes no writes."))
+			"Needed after the database was restored from a backup, and after a cloud repository was created with --id: until then such a repository takes no writes."))
 }
 
 func repositoryAddCommand(a *app) *cobra.Command {
@@ -122,6 +122,7 @@ func repositoryReadOnlyCommand(a *app) *cobra.Command {
 // chosen, one after the other, and waits for them.
 func repositoryRunCommand(a *app, verb, short, long string) *cobra.Command {
 	var name string
+	var loss bool
 	var w waiting
 	cmd := &cobra.Command{
 		Use: verb + " [CLOUD-REPOSITORY]", Short: short,
@@ -132,13 +133,16 @@ func repositoryRunCommand(a *app, verb, short, long string) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if loss && len(args) == 0 {
+				return usagef(cmd, "--accept-loss is about one cloud repository: name it")
+			}
 			chosen, err := chooseClouds(cmd, c, name, args)
 			if err != nil {
 				return err
 			}
 			var failures []error
 			for _, r := range chosen {
-				run, err := readRun(startRun(cmd, c, verb, r))
+				run, err := readRun(startRun(cmd, c, verb, r, loss))
 				switch {
 				case err != nil:
 				case w.noWait:
@@ -154,6 +158,9 @@ func repositoryRunCommand(a *app, verb, short, long string) *cobra.Command {
 		},
 	}
 	a.tenantFlag(cmd, &name, "whose cloud repositories (default everybody's)")
+	if verb == "import" {
+		cmd.Flags().BoolVar(&loss, "accept-loss", false, "what the store does not have any more is really gone, even if that is everything")
+	}
 	w.register(cmd)
 	return cmd
 }
@@ -174,12 +181,12 @@ func chooseClouds(cmd *cobra.Command, c *client.Client, tenant string, args []st
 	return []client.CloudRepository{r}, err
 }
 
-func startRun(cmd *cobra.Command, c *client.Client, verb string, r client.CloudRepository) (*http.Response, error) {
+func startRun(cmd *cobra.Command, c *client.Client, verb string, r client.CloudRepository, loss bool) (*http.Response, error) {
 	switch verb {
 	case "verify":
 		return c.VerifyCloudRepository(cmd.Context(), r.Tenant, r.Id, &client.VerifyCloudRepositoryParams{IdempotencyKey: newKey()})
 	case "collect":
 		return c.CollectCloudRepository(cmd.Context(), r.Tenant, r.Id, &client.CollectCloudRepositoryParams{IdempotencyKey: newKey()})
 	}
-	return c.ImportCloudRepository(cmd.Context(), r.Tenant, r.Id, &client.ImportCloudRepositoryParams{IdempotencyKey: newKey()})
+	return c.ImportCloudRepository(cmd.Context(), r.Tenant, r.Id, &client.ImportCloudRepositoryParams{IdempotencyKey: newKey(), AcceptLoss: given(loss)})
 }

@@ -53,6 +53,7 @@ type openRepository struct {
 	blobs      *dir.Store
 	repository *repository.Repository
 	adapter    *servedRepository
+	named      func(context.Context) (repository.Label, error) // whose it is, by the database
 
 	closing  sync.Once
 	closed   chan struct{} // when nothing of it touches the spool and the store any more
@@ -162,6 +163,10 @@ func (s *repositories) fill(o *openRepository, r quota.CloudRepository, location
 		SpoolDir: filepath.Join(s.data, "spool"), Epoch: epoch, ChunkSize: r.ChunkSize, Log: s.log})
 	if err != nil {
 		return err
+	}
+	o.named = func(ctx context.Context) (repository.Label, error) { return s.labelOf(ctx, r.ID) }
+	if err := o.label(o.work); err != nil { // it helps after a disaster only
+		s.log.Warn("label cloud repository", "repository", r.ID, "error", err)
 	}
 	o.adapter = &servedRepository{Repository: o.repository, work: o.work, epoch: uint64(o.held.Epoch()), readOnly: location.ReadOnly}
 	return nil

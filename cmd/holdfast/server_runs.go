@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/holdfast-dr/holdfast/core/api"
 	"github.com/holdfast-dr/holdfast/core/job"
 	"github.com/holdfast-dr/holdfast/core/point"
 	"github.com/holdfast-dr/holdfast/core/quota"
@@ -82,6 +83,9 @@ type collectResult struct {
 // collectRepository frees the space of what no point uses any more.
 func collectRepository(ctx context.Context, x *job.Execution, o *openRepository, _ quota.CloudRepository) error {
 	x.Report(job.Progress{Phase: "collect", Time: time.Now()})
+	if err := o.label(ctx); err != nil { // names change while a repository stays open
+		return err
+	}
 	c, err := o.repository.Collect(ctx, repository.CollectOptions{})
 	if err != nil {
 		return err
@@ -107,7 +111,11 @@ type importResult struct {
 // everything that was found.
 func importRepository(ctx context.Context, x *job.Execution, o *openRepository, _ quota.CloudRepository) error {
 	x.Report(job.Progress{Phase: "import", Time: time.Now()})
-	report, err := o.repository.Import(ctx, repository.ImportOptions{})
+	var spec api.RunSpec
+	if err := x.Spec(&spec); err != nil {
+		return err
+	}
+	report, err := o.repository.Import(ctx, repository.ImportOptions{AcceptLoss: spec.AcceptLoss})
 	if err != nil {
 		return err
 	}

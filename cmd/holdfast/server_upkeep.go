@@ -69,7 +69,7 @@ func (s *repositories) collectIfDue(ctx context.Context, r quota.CloudRepository
 	if time.Since(since) < every {
 		return nil
 	}
-	run, err := api.RunFor(api.RunCollect, r)
+	run, err := api.RunFor(api.RunCollect, r, api.RunSpec{})
 	if err != nil {
 		return err
 	}

@@ -93,6 +93,15 @@ func problemOf(err error) *gateway.Problem {
 	if e, ok := errors.AsType[*quota.NotEmptyError](err); ok {
 		return conflict(e.Hint())
 	}
+	if e, ok := errors.AsType[*quota.TakenError](err); ok {
+		return gateway.NewProblem(http.StatusConflict, gateway.CodeExists, err.Error()).WithHint(e.Hint())
+	}
+	if e, ok := errors.AsType[*quota.StrangerError](err); ok {
+		return conflict(e.Hint())
+	}
+	if e, ok := errors.AsType[*quota.ElsewhereError](err); ok {
+		return conflict(e.Hint())
+	}
 	if e, ok := errors.AsType[*tenant.HasBackupsError](err); ok {
 		return conflict(e.Hint())
 	}

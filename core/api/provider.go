@@ -40,6 +40,11 @@ type Provider struct {
 
 	// Prepare checks, before a repository is added, that its place can be used.
 	Prepare func(ctx context.Context, l blob.Location) error
+	// Find looks at what lies in a repository under an id; tenant.ErrNotFound if
+	// that is nothing.
+	Find func(ctx context.Context, l blob.Location, id string) (UnknownRepository, error)
+	// Unknown lists what lies in a repository and belongs to no cloud repository.
+	Unknown func(ctx context.Context, l blob.Location, after string, limit int) (UnknownPage, error)
 	// Points lists the points of a cloud repository, oldest first.
 	Points func(ctx context.Context, cloud string, machine point.MachineID, after point.ID, limit int) ([]gateway.PointInfo, error)
 	// Notice describes the certificate that the server presents.

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -107,6 +108,9 @@ type createCloudInput struct {
 		Name       string `json:"name" minLength:"1" maxLength:"128" example:"backups"`
 		Repository string `json:"repository" minLength:"1" maxLength:"64" doc:"Id of the provider's repository behind it"`
 		LimitBytes int64  `json:"limit_bytes" minimum:"1" maximum:"1152921504606846976" doc:"The quota"`
+
+		ID           string `json:"id,omitempty" format:"uuid" maxLength:"36" doc:"Takes what lies in the repository under this id into use; leave it out for a new, empty one"`
+		FormerTenant string `json:"former_tenant,omitempty" maxLength:"128" doc:"Name of the tenant whose backups lie under the id; needed unless they are those of the tenant itself"`
 	}
 }
 
@@ -156,6 +160,8 @@ func registerRepositories(h huma.API, p *Provider) {
 	add(h, huma.Operation{OperationID: "remove-repository", Method: http.MethodDelete, Path: "/v1/repositories/{repository}", Tags: tags,
 		Summary: "Forget a repository", Description: "Its objects stay where they are.", DefaultStatus: http.StatusNoContent}, p.removeRepository)
 
+	registerUnknown(h, p)
+
 	tags = []string{"cloud repositories"}
 	const cloud = "/v1/tenants/{tenant}/cloud-repositories"
 	add(h, huma.Operation{OperationID: "list-all-cloud-repositories", Method: http.MethodGet, Path: "/v1/cloud-repositories", Tags: tags,
@@ -163,7 +169,8 @@ func registerRepositories(h huma.API, p *Provider) {
 	add(h, huma.Operation{OperationID: "list-cloud-repositories", Method: http.MethodGet, Path: cloud, Tags: tags,
 		Summary: "List a tenant's cloud repositories"}, p.listClouds)
 	add(h, huma.Operation{OperationID: "create-cloud-repository", Method: http.MethodPost, Path: cloud, Tags: tags,
-		Summary: "Give a tenant a cloud repository", DefaultStatus: http.StatusCreated}, p.createCloud)
+		Summary: "Give a tenant a cloud repository", DefaultStatus: http.StatusCreated,
+		Description: "With an id, what lies in the repository under it is taken into use again. Its catalogue is rebuilt by import-cloud-repository, before which it takes no writes."}, p.createCloud)
 	add(h, huma.Operation{OperationID: "get-cloud-repository", Method: http.MethodGet, Path: cloud + "/{cloud}", Tags: tags,
 		Summary: "Show a cloud repository"}, p.getCloud)
 	add(h, huma.Operation{OperationID: "update-cloud-repository", Method: http.MethodPatch, Path: cloud + "/{cloud}", Tags: tags,
@@ -248,8 +255,17 @@ func (p *Provider) createCloud(ctx context.Context, in *createCloudInput) (*clou
 	if _, err := p.Locations.Get(ctx, in.Body.Repository); err != nil {
 		return nil, err
 	}
-	r, err := p.Quotas.Create(ctx, quota.CloudRepository{TenantID: tenant.ID(in.Tenant), Name: in.Body.Name,
-		LocationID: in.Body.Repository, LimitBytes: in.Body.LimitBytes, ChunkSize: quota.DefaultChunkSize})
+	r := quota.CloudRepository{ID: quota.ID(strings.ToLower(in.Body.ID)), TenantID: tenant.ID(in.Tenant), Name: in.Body.Name,
+		LocationID: in.Body.Repository, LimitBytes: in.Body.LimitBytes, ChunkSize: quota.DefaultChunkSize}
+	var err error
+	switch {
+	case r.ID != "":
+		r, err = p.adopt(ctx, r, in.Body.FormerTenant)
+	case in.Body.FormerTenant != "":
+		err = &tenant.InvalidError{Field: "former_tenant", Reason: "belongs to an id"}
+	default:
+		r, err = p.Quotas.Create(ctx, r)
+	}
 	if err != nil {
 		return nil, err
 	}

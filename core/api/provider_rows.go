@@ -42,6 +42,8 @@ var providerRows = map[string]Row{
 	"update-repository": provider(access.Manage),
 	"remove-repository": provider(access.Manage),
 
+	"list-unknown-repositories": provider(access.View),
+
 	"list-all-cloud-repositories": provider(access.View),
 	"list-cloud-repositories":     inTenant(access.View),
 	"create-cloud-repository":     provider(access.Manage),

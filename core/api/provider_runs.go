@@ -28,6 +28,8 @@ const (
 type RunSpec struct {
 	Tenant string `json:"tenant"`
 	Cloud  string `json:"cloud"`
+	// AcceptLoss is repository.ImportOptions.AcceptLoss.
+	AcceptLoss bool `json:"accept_loss,omitempty"`
 }
 
 // SubjectOf is what a run about a cloud repository is about.
@@ -109,7 +111,6 @@ func registerRuns(h huma.API, p *Provider) {
 	}{
 		{RunVerify, "Verify a cloud repository", "Reads everything and checks it without keys; damage is re-supplied by the next backup that still has the block."},
 		{RunCollect, "Collect a cloud repository", "Frees the space of what no point uses any more."},
-		{RunImport, "Rebuild a cloud repository's catalogue", "Reads the manifests that lie in the store; needed after the database was restored from a backup."},
 	} {
 		add(h, huma.Operation{OperationID: string(r.kind) + "-cloud-repository", Method: http.MethodPost, Path: cloud + "/" + string(r.kind), Tags: tags,
 			Summary: r.summary, Description: r.more + " Answers the run that does it.", DefaultStatus: http.StatusAccepted},
@@ -117,9 +118,13 @@ func registerRuns(h huma.API, p *Provider) {
 				CloudPath
 				Idempotent
 			}) (*startedOutput, error) {
-				return p.start(ctx, r.kind, in.CloudPath)
+				return p.start(ctx, r.kind, in.CloudPath, RunSpec{})
 			})
 	}
+	add(h, huma.Operation{OperationID: "import-cloud-repository", Method: http.MethodPost, Path: cloud + "/" + string(RunImport), Tags: tags,
+		Summary: "Rebuild a cloud repository's catalogue", DefaultStatus: http.StatusAccepted,
+		Description: "Reads the manifests that lie in the store; needed after the database was restored from a backup, and after a cloud repository was created with an id. Answers the run that does it."},
+		p.startImport)
 	add(h, huma.Operation{OperationID: "list-runs", Method: http.MethodGet, Path: "/v1/runs", Tags: tags,
 		Summary: "List the provider's runs"}, p.listRuns)
 	add(h, huma.Operation{OperationID: "get-run", Method: http.MethodGet, Path: "/v1/runs/{run}", Tags: tags,
@@ -133,18 +138,28 @@ func registerRuns(h huma.API, p *Provider) {
 		})
 }
 
-// RunFor is a new run of the provider about a cloud repository.
-func RunFor(kind job.Kind, r quota.CloudRepository) (job.Run, error) {
-	spec, err := json.Marshal(RunSpec{Tenant: string(r.TenantID), Cloud: string(r.ID)})
-	return job.Run{Kind: kind, Subject: SubjectOf(string(r.ID)), Exclusive: true, Spec: spec}, err
+// RunFor is a new run of the provider about a cloud repository, which it enters
+// into the spec.
+func RunFor(kind job.Kind, r quota.CloudRepository, spec RunSpec) (job.Run, error) {
+	spec.Tenant, spec.Cloud = string(r.TenantID), string(r.ID)
+	text, err := json.Marshal(spec)
+	return job.Run{Kind: kind, Subject: SubjectOf(string(r.ID)), Exclusive: true, Spec: text}, err
 }
 
-func (p *Provider) start(ctx context.Context, kind job.Kind, in CloudPath) (*startedOutput, error) {
+func (p *Provider) startImport(ctx context.Context, in *struct {
+	CloudPath
+	Idempotent
+	AcceptLoss bool `query:"accept_loss" doc:"What the catalogue knows and the store has not is really gone, even if that is every point"`
+}) (*startedOutput, error) {
+	return p.start(ctx, RunImport, in.CloudPath, RunSpec{AcceptLoss: in.AcceptLoss})
+}
+
+func (p *Provider) start(ctx context.Context, kind job.Kind, in CloudPath, spec RunSpec) (*startedOutput, error) {
 	r, err := p.cloud(ctx, in)
 	if err != nil {
 		return nil, err
 	}
-	run, err := RunFor(kind, r)
+	run, err := RunFor(kind, r, spec)
 	if err != nil {
 		return nil, err
 	}

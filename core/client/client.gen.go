@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/oapi-codegen/runtime"
+	openapi_types "github.com/oapi-codegen/runtime/types"
 )
 
 // Defines values for AddRepositoryInputBodyKind.
@@ -525,6 +526,12 @@ type CloudRepository struct {
 
 // CreateCloudInputBody defines model for CreateCloudInputBody.
 type CreateCloudInputBody struct {
+	// FormerTenant Name of the tenant whose backups lie under the id; needed unless they are those of the tenant itself
+	FormerTenant *string `json:"former_tenant,omitempty"`
+
+	// Id Takes what lies in the repository under this id into use; leave it out for a new, empty one
+	Id *openapi_types.UUID `json:"id,omitempty"`
+
 	// LimitBytes The quota
 	LimitBytes int64 `json:"limit_bytes"`
 
@@ -1442,6 +1449,46 @@ type Token struct {
 	User string `json:"user"`
 }
 
+// UnknownPage defines model for UnknownPage.
+type UnknownPage struct {
+	Items []UnknownRepository `json:"items"`
+
+	// Next Pass it as after to continue; absent at the end
+	Next *string `json:"next,omitempty"`
+}
+
+// UnknownRepository defines model for UnknownRepository.
+type UnknownRepository struct {
+	// Bytes Stored, including what no point uses
+	Bytes int64  `json:"bytes"`
+	Id    string `json:"id"`
+
+	// Kept Its tenant was deleted and its backups were kept; it comes back with its catalogue
+	Kept bool `json:"kept"`
+
+	// LimitBytes Its quota when it was in use
+	LimitBytes *int64 `json:"limit_bytes,omitempty"`
+
+	// Name Its name when it was in use
+	Name *string `json:"name,omitempty"`
+
+	// Newest When the newest of them was written
+	Newest *time.Time `json:"newest,omitempty"`
+
+	// Partial Not everything was counted, so points and bytes are lower bounds
+	Partial bool `json:"partial"`
+
+	// Points That seem to be there; only an import judges them
+	Points int64 `json:"points"`
+
+	// Repository Id of the provider's repository in which it lies
+	Repository string `json:"repository"`
+
+	// Tenant Id of the tenant whose it was, as far as that is written down
+	Tenant     *string `json:"tenant,omitempty"`
+	TenantName *string `json:"tenant_name,omitempty"`
+}
+
 // UpdateCloudInputBody defines model for UpdateCloudInputBody.
 type UpdateCloudInputBody struct {
 	// LimitBytes The quota; below what is used it blocks new backups and deletes nothing
@@ -1545,6 +1592,12 @@ type AddRepositoryParams struct {
 	IdempotencyKey *string `json:"Idempotency-Key,omitempty"`
 }
 
+// ListUnknownRepositoriesParams defines parameters for ListUnknownRepositories.
+type ListUnknownRepositoriesParams struct {
+	After *string `form:"after,omitempty" json:"after,omitempty"`
+	Limit *int64  `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
 // ListRunsParams defines parameters for ListRuns.
 type ListRunsParams struct {
 	Kind    *string `form:"kind,omitempty" json:"kind,omitempty"`
@@ -1632,6 +1685,9 @@ type CollectCloudRepositoryParams struct {
 
 // ImportCloudRepositoryParams defines parameters for ImportCloudRepository.
 type ImportCloudRepositoryParams struct {
+	// AcceptLoss What the catalogue knows and the store has not is really gone, even if that is every point
+	AcceptLoss *bool `form:"accept_loss,omitempty" json:"accept_loss,omitempty"`
+
 	// IdempotencyKey Chosen by the caller; a repeated request with the same key and body is answered what the first one was
 	IdempotencyKey *string `json:"Idempotency-Key,omitempty"`
 }
@@ -2007,6 +2063,15 @@ type ClientInterface interface {
 	//
 	// Corresponds with PATCH /v1/repositories/{repository} (the `UpdateRepository` operationId).
 	UpdateRepository(ctx context.Context, repository string, body UpdateRepositoryJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListUnknownRepositories List what lies in a repository and belongs to no cloud repository
+	//
+	// After the loss of the database, or of a tenant whose backups were kept. Creating a cloud repository with the id of one takes it into use again.
+	//
+	// Needs the view level at the provider.
+	//
+	// Corresponds with GET /v1/repositories/{repository}/unknown (the `ListUnknownRepositories` operationId).
+	ListUnknownRepositories(ctx context.Context, repository string, params *ListUnknownRepositoriesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListRuns List the provider's runs
 	//
@@ -2558,6 +2623,8 @@ type ClientInterface interface {
 
 	// CreateCloudRepositoryWithBody Give a tenant a cloud repository
 	//
+	// With an id, what lies in the repository under it is taken into use again. Its catalogue is rebuilt by import-cloud-repository, before which it takes no writes.
+	//
 	// Needs the manage level at the provider.
 	//
 	// Takes any type of body and a specified content type.
@@ -2566,6 +2633,8 @@ type ClientInterface interface {
 	CreateCloudRepositoryWithBody(ctx context.Context, tenant string, params *CreateCloudRepositoryParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// CreateCloudRepository Give a tenant a cloud repository
+	//
+	// With an id, what lies in the repository under it is taken into use again. Its catalogue is rebuilt by import-cloud-repository, before which it takes no writes.
 	//
 	// Needs the manage level at the provider.
 	//
@@ -2617,7 +2686,7 @@ type ClientInterface interface {
 
 	// ImportCloudRepository Rebuild a cloud repository's catalogue
 	//
-	// Reads the manifests that lie in the store; needed after the database was restored from a backup. Answers the run that does it.
+	// Reads the manifests that lie in the store; needed after the database was restored from a backup, and after a cloud repository was created with an id. Answers the run that does it.
 	//
 	// Needs the manage level at the provider.
 	//
@@ -3128,6 +3197,25 @@ func (c *Client) UpdateRepositoryWithBody(ctx context.Context, repository string
 // Corresponds with PATCH /v1/repositories/{repository} (the `UpdateRepository` operationId).
 func (c *Client) UpdateRepository(ctx context.Context, repository string, body UpdateRepositoryJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewUpdateRepositoryRequest(c.Server, repository, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListUnknownRepositories List what lies in a repository and belongs to no cloud repository
+//
+// After the loss of the database, or of a tenant whose backups were kept. Creating a cloud repository with the id of one takes it into use again.
+//
+// Needs the view level at the provider.
+//
+// Corresponds with GET /v1/repositories/{repository}/unknown (the `ListUnknownRepositories` operationId).
+func (c *Client) ListUnknownRepositories(ctx context.Context, repository string, params *ListUnknownRepositoriesParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListUnknownRepositoriesRequest(c.Server, repository, params)
 	if err != nil {
 		return nil, err
 	}
@@ -4308,6 +4396,8 @@ func (c *Client) ListCloudRepositories(ctx context.Context, tenant string, param
 
 // CreateCloudRepositoryWithBody Give a tenant a cloud repository
 //
+// With an id, what lies in the repository under it is taken into use again. Its catalogue is rebuilt by import-cloud-repository, before which it takes no writes.
+//
 // Needs the manage level at the provider.
 //
 // Takes any type of body and a specified content type.
@@ -4326,6 +4416,8 @@ func (c *Client) CreateCloudRepositoryWithBody(ctx context.Context, tenant strin
 }
 
 // CreateCloudRepository Give a tenant a cloud repository
+//
+// With an id, what lies in the repository under it is taken into use again. Its catalogue is rebuilt by import-cloud-repository, before which it takes no writes.
 //
 // Needs the manage level at the provider.
 //
@@ -4437,7 +4529,7 @@ func (c *Client) CollectCloudRepository(ctx context.Context, tenant string, clou
 
 // ImportCloudRepository Rebuild a cloud repository's catalogue
 //
-// Reads the manifests that lie in the store; needed after the database was restored from a backup. Answers the run that does it.
+// Reads the manifests that lie in the store; needed after the database was restored from a backup, and after a cloud repository was created with an id. Answers the run that does it.
 //
 // Needs the manage level at the provider.
 //
@@ -5501,6 +5593,79 @@ func NewUpdateRepositoryRequestWithBody(server string, repository string, conten
 	}
 
 	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewListUnknownRepositoriesRequest constructs an http.Request for the ListUnknownRepositories method
+func NewListUnknownRepositoriesRequest(server string, repository string, params *ListUnknownRepositoriesParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "repository", repository, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/repositories/%s/unknown", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.After != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "after", *params.After, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
 
 	return req, nil
 }
@@ -7833,6 +7998,33 @@ func NewImportCloudRepositoryRequest(server string, tenant string, cloud string,
 		return nil, err
 	}
 
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.AcceptLoss != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "accept_loss", *params.AcceptLoss, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
 	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
@@ -9027,6 +9219,17 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with PATCH /v1/repositories/{repository} (the `UpdateRepository` operationId).
 	UpdateRepositoryWithResponse(ctx context.Context, repository string, body UpdateRepositoryJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateRepositoryResponse, error)
 
+	// ListUnknownRepositoriesWithResponse List what lies in a repository and belongs to no cloud repository
+	//
+	// After the loss of the database, or of a tenant whose backups were kept. Creating a cloud repository with the id of one takes it into use again.
+	//
+	// Needs the view level at the provider.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/repositories/{repository}/unknown (the `ListUnknownRepositories` operationId).
+	ListUnknownRepositoriesWithResponse(ctx context.Context, repository string, params *ListUnknownRepositoriesParams, reqEditors ...RequestEditorFn) (*ListUnknownRepositoriesResponse, error)
+
 	// ListRunsWithResponse List the provider's runs
 	//
 	// Needs the view level at the provider.
@@ -9649,6 +9852,8 @@ type ClientWithResponsesInterface interface {
 
 	// CreateCloudRepositoryWithBodyWithResponse Give a tenant a cloud repository
 	//
+	// With an id, what lies in the repository under it is taken into use again. Its catalogue is rebuilt by import-cloud-repository, before which it takes no writes.
+	//
 	// Needs the manage level at the provider.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
@@ -9657,6 +9862,8 @@ type ClientWithResponsesInterface interface {
 	CreateCloudRepositoryWithBodyWithResponse(ctx context.Context, tenant string, params *CreateCloudRepositoryParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateCloudRepositoryResponse, error)
 
 	// CreateCloudRepositoryWithResponse Give a tenant a cloud repository
+	//
+	// With an id, what lies in the repository under it is taken into use again. Its catalogue is rebuilt by import-cloud-repository, before which it takes no writes.
 	//
 	// Needs the manage level at the provider.
 	//
@@ -9714,7 +9921,7 @@ type ClientWithResponsesInterface interface {
 
 	// ImportCloudRepositoryWithResponse Rebuild a cloud repository's catalogue
 	//
-	// Reads the manifests that lie in the store; needed after the database was restored from a backup. Answers the run that does it.
+	// Reads the manifests that lie in the store; needed after the database was restored from a backup, and after a cloud repository was created with an id. Answers the run that does it.
 	//
 	// Needs the manage level at the provider.
 	//
@@ -10579,6 +10786,54 @@ func (r UpdateRepositoryResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r UpdateRepositoryResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListUnknownRepositoriesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *UnknownPage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListUnknownRepositoriesResponse) GetJSON200() *UnknownPage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListUnknownRepositoriesResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListUnknownRepositoriesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListUnknownRepositoriesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListUnknownRepositoriesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListUnknownRepositoriesResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -14196,6 +14451,23 @@ func (c *ClientWithResponses) UpdateRepositoryWithResponse(ctx context.Context, 
 	return ParseUpdateRepositoryResponse(rsp)
 }
 
+// ListUnknownRepositoriesWithResponse List what lies in a repository and belongs to no cloud repository
+//
+// After the loss of the database, or of a tenant whose backups were kept. Creating a cloud repository with the id of one takes it into use again.
+//
+// Needs the view level at the provider.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/repositories/{repository}/unknown (the `ListUnknownRepositories` operationId).
+func (c *ClientWithResponses) ListUnknownRepositoriesWithResponse(ctx context.Context, repository string, params *ListUnknownRepositoriesParams, reqEditors ...RequestEditorFn) (*ListUnknownRepositoriesResponse, error) {
+	rsp, err := c.ListUnknownRepositories(ctx, repository, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListUnknownRepositoriesResponse(rsp)
+}
+
 // ListRunsWithResponse List the provider's runs
 //
 // Needs the view level at the provider.
@@ -15190,6 +15462,8 @@ func (c *ClientWithResponses) ListCloudRepositoriesWithResponse(ctx context.Cont
 
 // CreateCloudRepositoryWithBodyWithResponse Give a tenant a cloud repository
 //
+// With an id, what lies in the repository under it is taken into use again. Its catalogue is rebuilt by import-cloud-repository, before which it takes no writes.
+//
 // Needs the manage level at the provider.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
@@ -15204,6 +15478,8 @@ func (c *ClientWithResponses) CreateCloudRepositoryWithBodyWithResponse(ctx cont
 }
 
 // CreateCloudRepositoryWithResponse Give a tenant a cloud repository
+//
+// With an id, what lies in the repository under it is taken into use again. Its catalogue is rebuilt by import-cloud-repository, before which it takes no writes.
 //
 // Needs the manage level at the provider.
 //
@@ -15297,7 +15573,7 @@ func (c *ClientWithResponses) CollectCloudRepositoryWithResponse(ctx context.Con
 
 // ImportCloudRepositoryWithResponse Rebuild a cloud repository's catalogue
 //
-// Reads the manifests that lie in the store; needed after the database was restored from a backup. Answers the run that does it.
+// Reads the manifests that lie in the store; needed after the database was restored from a backup, and after a cloud repository was created with an id. Answers the run that does it.
 //
 // Needs the manage level at the provider.
 //
@@ -16078,6 +16354,39 @@ func ParseUpdateRepositoryResponse(rsp *http.Response) (*UpdateRepositoryRespons
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest Repository
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListUnknownRepositoriesResponse parses an HTTP response from a ListUnknownRepositoriesWithResponse call
+func ParseListUnknownRepositoriesResponse(rsp *http.Response) (*ListUnknownRepositoriesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListUnknownRepositoriesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest UnknownPage
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}
