@@ -1,6 +1,7 @@
 package repository_test
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -145,12 +146,53 @@ func TestOnlyCollectionGivesPendingBytesBack(t *testing.T) {
 	s.restart()
 	s.wantPending("condemned, after a restart", pending)
 	s.clock.Advance(25 * time.Hour)
-	if report := s.collect(repository.CollectOptions{}); report.DeletedPacks == 0 {
-		t.Errorf("after the longest read: %+v", report)
+	stop := errors.New("stop")
+	report, err := s.repo.Collect(testContext(t), repository.CollectOptions{Pause: func(_ context.Context, done repository.CollectStage) error {
+		if done == repository.StageDeleted {
+			return stop // what is deleted needs no end of the collection to be free
+		}
+		return nil
+	}})
+	if !errors.Is(err, stop) || report.DeletedPacks == 0 {
+		t.Errorf("after the longest read: %+v, %v", report, err)
 	}
 	s.wantPending("deleted", 0)
 	if left := len(s.objects("packs/")) + len(s.objects("maps/")); left != 0 {
 		t.Errorf("%d packs are left", left)
+	}
+}
+
+// A session that went on for longer than the period is as new, when it is given
+// up, as one of a minute.
+func TestPendingPeriodBeginsWhenTheSessionIsGivenUp(t *testing.T) {
+	s, r := newSite(t), seeded(t)
+	ctx := testContext(t)
+	d := randomDisk(r, 100*testChunk)
+	b, err := s.begin(ctx, newMachine(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.send(ctx, d); err != nil {
+		t.Fatal(err)
+	}
+	s.clock.Advance(30 * 24 * time.Hour)
+	s.collect(repository.CollectOptions{})
+	if err := b.session.Abort(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // also for a server that was not there
+		s.clock.Advance(3 * 24 * time.Hour)
+		if report := s.collect(repository.CollectOptions{}); report.CondemnedPacks != 0 {
+			t.Errorf("condemned within the period: %+v", report)
+		}
+		s.restart()
+	}
+	if s.give(d) != 0 {
+		t.Error("records were sent again within the period")
+	}
+	s.clock.Advance(2 * 24 * time.Hour)
+	if report := s.collect(repository.CollectOptions{}); report.CondemnedPacks == 0 {
+		t.Errorf("after the period: %+v", report)
 	}
 }
 
