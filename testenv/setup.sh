@@ -150,7 +150,7 @@ ensure_packages() {
 		names+=("$package")
 	done <<<"$list"
 	if ! can_be_root; then
-		go_on "neither root nor sudo: apt-get install --no-install-recommends ${names[*]}"
+		go_on "neither root nor a sudo that lets you. As root: apt-get install --no-install-recommends ${names[*]}"
 		return 0
 	fi
 	say "installing ${#names[@]} packages"
@@ -164,7 +164,7 @@ ensure_qemu_user() {
 	! command -v libvirtd >/dev/null && [ ! -x /usr/sbin/libvirtd ] && return
 	getent passwd $user >/dev/null && return
 	say "missing user $user: libvirt's QEMU driver does not start without it"
-	can_be_root || { go_on "neither root nor sudo: a system libvirtd will not start"; return 0; }
+	can_be_root || { go_on "neither root nor a sudo that lets you: a system libvirtd will not start"; return 0; }
 	getent group $user >/dev/null || as_root groupadd -r $user
 	as_root useradd -r -M -g $user -s /usr/sbin/nologin $user
 }
@@ -172,7 +172,7 @@ ensure_qemu_user() {
 # The guest's kernel is a package that is unpacked and never installed, so apt must know where it is.
 ensure_lists() {
 	have_lists && return
-	can_be_root || { go_on "no package lists and neither root nor sudo: the guest's kernel cannot be fetched"; return 0; }
+	can_be_root || { go_on "no package lists, which root gets with apt-get update: the guest's kernel cannot be fetched"; return 0; }
 	refresh_lists || go_on "no package lists: the guest's kernel cannot be fetched"
 }
 
@@ -228,7 +228,7 @@ fetch_go() {
 unpack_go() {
 	local work=$1 package
 	if ! have_lists; then
-		can_be_root >&2 || { say "no package lists and neither root nor sudo" >&2; return 1; }
+		can_be_root >&2 || { say "no package lists, which root gets with apt-get update" >&2; return 1; }
 		refresh_lists >&2 || return
 	fi
 	package=$(apt-cache depends golang-go | sed -n 's/.*Depends: \(golang-[0-9.]*-go\).*/\1/p' | head -n 1)
