@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -67,19 +68,51 @@ func executable(path string) bool {
 
 // Enable trusts a plugin's program as it is now: it pins the program's
 // checksum, asks it what it is, and stores both. Endpoints that run go on with
-// the program that they have.
+// the program that they have; Reload changes that. A quarantine ends. The
+// policy stays as it was.
 func (h *Host) Enable(ctx context.Context, name string) (Enabled, error) {
+	return h.EnableAs(ctx, name, nil)
+}
+
+// EnableAs is Enable with another policy, which processes have that start from
+// now on; nil leaves it as it was.
+func (h *Host) EnableAs(ctx context.Context, name string, policy *Policy) (Enabled, error) {
+	candidate, err := h.candidate(ctx, name, policy)
+	if err != nil {
+		return Enabled{}, fmt.Errorf("enable plugin %s: %w", name, err)
+	}
+	if err := h.store.PutPlugin(ctx, candidate); err != nil {
+		return Enabled{}, fmt.Errorf("enable plugin %s: %w", name, err)
+	}
+	h.forgive(name)
+	return candidate, nil
+}
+
+// candidate is a program as it is now, described by itself.
+func (h *Host) candidate(ctx context.Context, name string, policy *Policy) (Enabled, error) {
 	found, err := h.find(name)
 	if err != nil {
 		return Enabled{}, err
 	}
 	sum, err := plugin.Checksum(found.Path)
 	if err != nil {
-		return Enabled{}, fmt.Errorf("enable plugin %s: %w", name, err)
+		return Enabled{}, err
 	}
-	description, err := plugin.Describe(ctx, found.Path, sum)
+	e := Enabled{Plugin: name, Arch: runtime.GOARCH, Path: found.Path, SHA256: sum, EnabledAt: h.now().UTC().Truncate(time.Microsecond)}
+	switch before, err := h.store.Plugin(ctx, name, runtime.GOARCH); {
+	case policy != nil:
+		e.Policy = *policy
+	case err == nil:
+		e.Policy = before.Policy
+	case !errors.Is(err, sdk.ErrNotFound):
+		return Enabled{}, fmt.Errorf("look up its policy: %w", err)
+	}
+	if err := e.Policy.check(); err != nil {
+		return Enabled{}, err
+	}
+	description, err := h.describe(ctx, e)
 	if err != nil {
-		return Enabled{}, fmt.Errorf("enable plugin %s: %w", name, err)
+		return Enabled{}, err
 	}
 	if description.Name != name {
 		return Enabled{}, sdk.Errorf(sdk.ErrInvalid, sdk.FaultPlugin, "%s says that it is plugin %q", found.Path, description.Name)
@@ -87,22 +120,54 @@ func (h *Host) Enable(ctx context.Context, name string) (Enabled, error) {
 	if description.Protocol != plugin.Protocol {
 		return Enabled{}, sdk.Errorf(sdk.ErrUnsupported, sdk.FaultPlugin, "plugin %s speaks protocol %d, this version %d", name, description.Protocol, plugin.Protocol)
 	}
-	doc, err := json.Marshal(description)
-	if err != nil {
-		return Enabled{}, fmt.Errorf("enable plugin %s: %w", name, err)
+	e.Version, e.Protocol = description.Version, description.Protocol
+	if e.Description, err = json.Marshal(description); err != nil {
+		return Enabled{}, err
 	}
-	enabled := Enabled{
-		Plugin: name, Arch: runtime.GOARCH, Path: found.Path, SHA256: sum,
-		Version: description.Version, Protocol: description.Protocol, Description: doc,
-		EnabledAt: h.now().UTC().Truncate(time.Microsecond),
+	return e, nil
+}
+
+// forgive ends the quarantines of a plugin and its endpoints.
+func (h *Host) forgive(name string) {
+	h.mutex.Lock()
+	defer h.mutex.Unlock()
+	delete(h.changed, name)
+	for s := range h.all {
+		if s.endpoint.Plugin == name {
+			s.breaker.forgive()
+		}
 	}
-	if err := h.store.PutPlugin(ctx, enabled); err != nil {
-		return Enabled{}, fmt.Errorf("enable plugin %s: %w", name, err)
+	for id, b := range h.breakers { // endpoints without a process
+		if h.slots[id] == nil {
+			b.forgive()
+		}
 	}
-	for _, s := range h.slotsOf(name) {
-		s.forgive()
+}
+
+// changedProgram is the quarantine of a plugin whose program is not the one
+// that was enabled, or nil.
+func (h *Host) changedProgram(name string) *Quarantine {
+	h.mutex.Lock()
+	defer h.mutex.Unlock()
+	return h.changed[name]
+}
+
+// programChanged puts a plugin into quarantine, unless it was enabled again in
+// the meantime.
+func (h *Host) programChanged(e Endpoint, err error) {
+	enabled, lookup := h.enabled(h.closing, e.Plugin, runtime.GOARCH)
+	if sum, e := plugin.Checksum(enabled.Path); lookup == nil && e == nil && strings.EqualFold(sum, enabled.SHA256) {
+		return
 	}
-	return enabled, nil
+	q := &Quarantine{Cause: CauseChanged, Reason: err.Error(), Since: h.now()}
+	h.mutex.Lock()
+	known := h.changed[e.Plugin] != nil
+	h.changed[e.Plugin] = q
+	h.mutex.Unlock()
+	if !known {
+		h.note(slog.LevelError, e, "the plugin is in quarantine: its program is not the one that was enabled", slog.Any("err", err),
+			slog.String("next", "after an upgrade: holdfast plugin reload "+e.Plugin))
+	}
 }
 
 func (h *Host) find(name string) (Found, error) {
@@ -143,17 +208,26 @@ func (h *Host) slotsOf(name string) []*slot {
 	return slots
 }
 
+// enabled is the plugin's binary for an architecture.
+func (h *Host) enabled(ctx context.Context, name, arch string) (Enabled, error) {
+	enabled, err := h.store.Plugin(ctx, name, arch)
+	if errors.Is(err, sdk.ErrNotFound) {
+		return Enabled{}, sdk.Errorf(sdk.ErrNotFound, sdk.FaultHost, "plugin %s is not enabled for %s", name, arch).
+			WithHint("enable it after checking where its program came from: holdfast plugin enable %s", name)
+	}
+	if err != nil {
+		return Enabled{}, fmt.Errorf("look up plugin %s: %w", name, err)
+	}
+	return enabled, nil
+}
+
 // Describe is what an enabled plugin said of itself when it was enabled.
 func (h *Host) Describe(ctx context.Context, name string) (plugin.Description, error) {
 	enabled, err := h.enabled(ctx, name, runtime.GOARCH)
 	if err != nil {
 		return plugin.Description{}, err
 	}
-	var d plugin.Description
-	if err := json.Unmarshal(enabled.Description, &d); err != nil {
-		return plugin.Description{}, fmt.Errorf("read the description of plugin %s: %w", name, err)
-	}
-	return d, nil
+	return descriptionOf(enabled)
 }
 
 // Check holds an endpoint's settings against the schema of its plugin. The
@@ -183,6 +257,9 @@ func (h *Host) Remove(ctx context.Context, endpointID string) error {
 		return fmt.Errorf("remove endpoint %s: %w", endpointID, err)
 	}
 	h.retire(endpointID)
+	h.mutex.Lock()
+	defer h.mutex.Unlock()
+	delete(h.breakers, endpointID)
 	return nil
 }
 

@@ -25,6 +25,11 @@ type Options struct {
 	// RunDir belongs to this host alone; New empties it of what a killed host
 	// left. "" is the system's temporary directory, which is not emptied.
 	RunDir string
+	// Private are directories where no disk of a plugin is: the host's own data.
+	Private []string
+	// Cgroup is a directory of cgroup v2 that is the host's to divide between
+	// plugins; "" is none. See DelegatedCgroup.
+	Cgroup string
 	// Idle is how long a process that nobody uses is kept; 0 means DefaultIdle.
 	Idle time.Duration
 	// CallLimit is passed on to plugins; 0 means sdk.CallLimit.
@@ -46,11 +51,20 @@ type Host struct {
 	closing context.Context // ends with the host
 	close   context.CancelFunc
 
-	mutex  sync.Mutex       // guards the fields below
-	slots  map[string]*slot // by endpoint
-	all    map[*slot]bool   // the retired ones too
-	closed bool
-	ending sync.WaitGroup // processes that are being closed
+	mutex     sync.Mutex       // guards the fields below
+	slots     map[string]*slot // by endpoint
+	all       map[*slot]bool   // the retired ones too
+	breakers  map[string]*breaker
+	changed   map[string]*Quarantine // by plugin whose program is another one now
+	reloading map[string]bool        // by plugin
+	closed    bool
+	ending    sync.WaitGroup // what goes on in the background
+
+	kept    sync.Mutex // guards the fields below
+	meters  map[string]*meter
+	records map[string]*record
+	said    map[string]bool // what of policies could not be applied, and was said
+	shared  string          // where plugins with users of their own have their sockets
 }
 
 // New makes a host. It starts nothing yet.
@@ -73,7 +87,9 @@ func New(store Store, o Options) (*Host, error) {
 	}
 	h := &Host{
 		store: store, options: o, log: o.Log, now: time.Now,
-		slots: make(map[string]*slot), all: make(map[*slot]bool),
+		slots: make(map[string]*slot), all: make(map[*slot]bool), breakers: make(map[string]*breaker),
+		changed: make(map[string]*Quarantine), reloading: make(map[string]bool),
+		meters: make(map[string]*meter), records: make(map[string]*record), said: make(map[string]bool),
 	}
 	h.closing, h.close = context.WithCancel(context.Background())
 	return h, nil
@@ -99,15 +115,14 @@ func sweep(dir string) error {
 // process. An endpoint whose settings changed gets a process of its own; those
 // who have the old one keep it until they release it.
 func (h *Host) Open(ctx context.Context, e Endpoint) (platform sdk.Platform, release func(), err error) {
-	s, err := h.use(e)
-	if err != nil {
+	p := &Platform{host: h}
+	if err := h.use(e, p); err != nil {
 		return nil, nil, err
 	}
-	if _, err := s.running(ctx); err != nil {
-		s.leave()
+	if _, err := p.now(ctx); err != nil {
+		p.release()
 		return nil, nil, fmt.Errorf("open endpoint %s: %w", e.Name, err)
 	}
-	p := &Platform{slot: s}
 	return p, p.release, nil
 }
 
@@ -121,24 +136,72 @@ func (h *Host) OpenID(ctx context.Context, endpointID string) (sdk.Platform, fun
 }
 
 // use finds or makes the slot of an endpoint and counts a user of it.
-func (h *Host) use(e Endpoint) (*slot, error) {
+func (h *Host) use(e Endpoint, p *Platform) error {
 	h.mutex.Lock()
 	defer h.mutex.Unlock()
 	if h.closed {
-		return nil, sdk.Errorf(sdk.ErrUnavailable, sdk.FaultHost, "the plugin host is closed")
+		return sdk.Errorf(sdk.ErrUnavailable, sdk.FaultHost, "the plugin host is closed")
 	}
 	s, ok := h.slots[e.ID]
 	if ok && !s.endpoint.sameProcess(e) {
 		h.retireLocked(s)
+		delete(h.breakers, e.ID) // what failed with the old settings may work with these
 		ok = false
 	}
 	if !ok {
 		s = newSlot(h, e)
 		h.slots[e.ID], h.all[s] = s, true
 	}
-	s.users++
+	s.users[p] = true
+	p.slot.Store(s)
 	s.stopIdling()
-	return s, nil
+	return nil
+}
+
+// breakerOf is the breaker of an endpoint. It is called with mutex held.
+func (h *Host) breakerOf(e Endpoint) *breaker {
+	b := h.breakers[e.ID]
+	if b == nil {
+		b = &breaker{}
+		h.breakers[e.ID] = b
+	}
+	return b
+}
+
+// background runs something that Close waits for. It is not called with mutex
+// held.
+func (h *Host) background(do func()) {
+	h.mutex.Lock()
+	defer h.mutex.Unlock()
+	if h.closed {
+		go do() // what Close still waits for ends this too
+		return
+	}
+	h.ending.Go(do)
+}
+
+// meter and record are what is counted and kept of a plugin. They last as long
+// as the host.
+func (h *Host) meter(name string) *meter {
+	h.kept.Lock()
+	defer h.kept.Unlock()
+	m := h.meters[name]
+	if m == nil {
+		m = newMeter()
+		h.meters[name] = m
+	}
+	return m
+}
+
+func (h *Host) record(name string) *record {
+	h.kept.Lock()
+	defer h.kept.Unlock()
+	r := h.records[name]
+	if r == nil {
+		r = &record{}
+		h.records[name] = r
+	}
+	return r
 }
 
 // retire ends a slot when its last user leaves.
@@ -153,7 +216,7 @@ func (h *Host) retire(endpointID string) {
 func (h *Host) retireLocked(s *slot) {
 	s.retired = true
 	delete(h.slots, s.endpoint.ID)
-	if s.users == 0 {
+	if len(s.users) == 0 {
 		h.end(s)
 	}
 }
@@ -162,6 +225,9 @@ func (h *Host) retireLocked(s *slot) {
 // is called with mutex held.
 func (h *Host) end(s *slot) {
 	s.stopIdling()
+	if s.drain != nil {
+		s.drain.timer.Stop()
+	}
 	delete(h.all, s)
 	h.ending.Go(s.end)
 }
@@ -179,5 +245,10 @@ func (h *Host) Close() error {
 	clear(h.slots)
 	h.mutex.Unlock()
 	h.ending.Wait()
+	h.kept.Lock()
+	defer h.kept.Unlock()
+	if h.shared != "" {
+		return os.RemoveAll(h.shared)
+	}
 	return nil
 }

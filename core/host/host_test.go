@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"github.com/holdfast-dr/holdfast/sdk"
-	"github.com/holdfast-dr/holdfast/sdk/plugin"
 	"github.com/holdfast-dr/holdfast/sdk/sim"
 )
 
@@ -150,24 +149,24 @@ func open(t *testing.T, h *Host, e Endpoint) *Platform {
 
 func pid(t *testing.T, p *Platform) int {
 	t.Helper()
-	process, err := p.slot.running(t.Context())
+	life, err := p.slot.Load().running(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	return process.(*plugin.Process).PID()
+	return life.pid()
 }
 
 // kill kills the process of a platform and waits until it is known to be dead.
 func kill(t *testing.T, p *Platform) {
 	t.Helper()
-	process, err := p.slot.running(t.Context())
+	life, err := p.slot.Load().running(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := syscall.Kill(process.(*plugin.Process).PID(), syscall.SIGKILL); err != nil {
+	if err := syscall.Kill(life.pid(), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	<-process.Done()
+	<-life.process.Done()
 }
 
 func until(t *testing.T, what string, done func() bool) {
@@ -263,12 +262,12 @@ func TestOneProcessForAnEndpoint(t *testing.T) {
 				return
 			}
 			releases[i] = release
-			process, err := p.(*Platform).slot.running(t.Context())
+			life, err := p.(*Platform).slot.Load().running(t.Context())
 			if err != nil {
 				t.Error(err)
 				return
 			}
-			pids[i] = process.(*plugin.Process).PID()
+			pids[i] = life.pid()
 		})
 	}
 	group.Wait()

@@ -2,6 +2,7 @@ package host
 
 import (
 	"context"
+	"errors"
 	"iter"
 	"slices"
 	"sync/atomic"
@@ -14,7 +15,8 @@ import (
 // moment. sdk.As finds the abilities that the plugin advertised when it was
 // last started.
 type Platform struct {
-	slot     *slot
+	host     *Host
+	slot     atomic.Pointer[slot] // changes when a drain is over
 	released atomic.Bool
 }
 
@@ -27,27 +29,111 @@ var (
 )
 
 func (p *Platform) release() {
-	if !p.released.Swap(true) {
-		p.slot.leave()
+	if p.released.Swap(true) {
+		return
+	}
+	p.host.mutex.Lock()
+	defer p.host.mutex.Unlock()
+	p.slot.Load().leave(p)
+}
+
+// now is the process that runs at this moment.
+func (p *Platform) now(ctx context.Context) (*life, error) {
+	for {
+		s := p.slot.Load()
+		if p.released.Load() {
+			return nil, sdk.Errorf(sdk.ErrInvalid, sdk.FaultHost, "endpoint %s was released", s.endpoint.Name)
+		}
+		l, err := s.running(ctx)
+		if !errors.Is(err, errMoved) {
+			return l, err
+		}
+		p.host.move(p)
 	}
 }
 
-// now is the platform of the process that runs at this moment.
-func (p *Platform) now(ctx context.Context) (sdk.Platform, error) {
-	if p.released.Load() {
-		return nil, sdk.Errorf(sdk.ErrInvalid, sdk.FaultHost, "endpoint %s was released", p.slot.endpoint.Name)
-	}
-	process, err := p.slot.running(ctx)
+// act makes one call of the process of this moment.
+func act[T any](ctx context.Context, p *Platform, method string, call func(sdk.Platform) (T, error)) (T, error) {
+	var none T
+	l, err := p.now(ctx)
 	if err != nil {
-		return nil, err
+		return none, err
 	}
-	return process.Platform(), nil
+	end, began := l.begin(ctx, method), time.Now()
+	answer, err := call(l.process.Platform())
+	if err := end(time.Since(began), err); err != nil {
+		return none, err
+	}
+	return answer, nil
+}
+
+// actOf is act for a call of an ability.
+func actOf[A, T any](ctx context.Context, p *Platform, name sdk.Ability, method string, call func(A) (T, error)) (T, error) {
+	return act(ctx, p, method, func(now sdk.Platform) (T, error) {
+		found, ok := sdk.As[A](now)
+		if !ok {
+			var none T
+			return none, sdk.Errorf(sdk.ErrUnsupported, sdk.FaultPlugin, "it does not offer %s", name)
+		}
+		return call(found)
+	})
+}
+
+// nothing is what a call answers that only works or not.
+type nothing = struct{}
+
+// change is actOf for a call that changes something and answers nothing.
+func change[A any](ctx context.Context, p *Platform, op sdk.Op, name sdk.Ability, method string, call func(A) error) error {
+	_, err := actOf(context.WithValue(ctx, opKey{}, op), p, name, method, func(found A) (nothing, error) { return nothing{}, call(found) })
+	return err
+}
+
+// list makes a call that answers many. The time that the reader takes is not
+// the plugin's.
+func list[T any](ctx context.Context, p *Platform, method string, open func(sdk.Platform) (iter.Seq2[T, error], error)) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
+		var none T
+		l, err := p.now(ctx)
+		if err != nil {
+			yield(none, err)
+			return
+		}
+		var (
+			end    = l.begin(ctx, method)
+			began  = time.Now()
+			took   time.Duration
+			failed error
+		)
+		all, err := open(l.process.Platform())
+		if err != nil {
+			yield(none, end(time.Since(began), err))
+			return
+		}
+		for v, err := range all {
+			took += time.Since(began)
+			if err != nil {
+				failed = err
+				break
+			}
+			if !yield(v, nil) {
+				_ = end(took, nil)
+				return
+			}
+			began = time.Now()
+		}
+		if failed == nil {
+			took += time.Since(began)
+		}
+		if err := end(took, failed); err != nil {
+			yield(none, err)
+		}
+	}
 }
 
 // As finds an ability.
 func (p *Platform) As(target any) bool {
 	has := func(a sdk.Ability) bool {
-		abilities := p.slot.abilities.Load()
+		abilities := p.slot.Load().abilities.Load()
 		return abilities != nil && slices.Contains(*abilities, a)
 	}
 	switch to := target.(type) {
@@ -75,48 +161,22 @@ func (p *Platform) As(target any) bool {
 	return false
 }
 
-// ability finds what a call needs in the process of this moment.
-func ability[T any](ctx context.Context, p *Platform, name sdk.Ability) (T, error) {
-	var none T
-	now, err := p.now(ctx)
-	if err != nil {
-		return none, err
-	}
-	found, ok := sdk.As[T](now)
-	if !ok {
-		return none, sdk.Errorf(sdk.ErrUnsupported, sdk.FaultPlugin, "plugin %s does not offer %s", p.slot.endpoint.Plugin, name)
-	}
-	return found, nil
-}
-
 // Machines lists the inventory.
 func (p *Platform) Machines(ctx context.Context) iter.Seq2[sdk.Machine, error] {
-	return func(yield func(sdk.Machine, error) bool) {
-		now, err := p.now(ctx)
-		if err != nil {
-			yield(sdk.Machine{}, err)
-			return
-		}
-		now.Machines(ctx)(yield)
-	}
+	return list(ctx, p, "Machines", func(now sdk.Platform) (iter.Seq2[sdk.Machine, error], error) { return now.Machines(ctx), nil })
 }
 
 // Probe says what works.
 func (p *Platform) Probe(ctx context.Context, subject sdk.Subject) (sdk.Report, error) {
-	now, err := p.now(ctx)
-	if err != nil {
-		return sdk.Report{}, err
-	}
-	return now.Probe(ctx, subject)
+	return act(ctx, p, "Probe", func(now sdk.Platform) (sdk.Report, error) { return now.Probe(ctx, subject) })
 }
 
 // Cancel asks the back-end to give up an operation.
 func (p *Platform) Cancel(ctx context.Context, opID string) error {
-	now, err := p.now(ctx)
-	if err != nil {
-		return err
-	}
-	return now.Cancel(ctx, opID)
+	_, err := act(context.WithValue(ctx, opKey{}, sdk.Op{ID: opID}), p, "Cancel", func(now sdk.Platform) (nothing, error) {
+		return nothing{}, now.Cancel(ctx, opID)
+	})
+	return err
 }
 
 // Close is what release does; the process belongs to the host.
@@ -127,102 +187,89 @@ func (p *Platform) Close() error {
 
 // Snapshot fixes one moment of a machine.
 func (p *Platform) Snapshot(ctx context.Context, op sdk.Op, req sdk.SnapshotRequest) (sdk.Snapshot, error) {
-	source, err := ability[sdk.Source](ctx, p, sdk.AbilitySource)
-	if err != nil {
-		return sdk.Snapshot{}, err
-	}
-	return source.Snapshot(ctx, op, req)
+	return actOf(context.WithValue(ctx, opKey{}, op), p, sdk.AbilitySource, "Snapshot", func(source sdk.Source) (sdk.Snapshot, error) {
+		return source.Snapshot(ctx, op, req)
+	})
 }
 
 // OpenDisk reads one disk of a snapshot. The reader ends with its process.
 func (p *Platform) OpenDisk(ctx context.Context, snap sdk.Snapshot, disk sdk.DiskID) (sdk.BlockReader, error) {
-	source, err := ability[sdk.Source](ctx, p, sdk.AbilitySource)
+	l, err := p.now(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return source.OpenDisk(ctx, snap, disk)
+	return openOn(ctx, l, "OpenDisk", func(now sdk.Platform) (sdk.BlockReader, error) {
+		source, ok := sdk.As[sdk.Source](now)
+		if !ok {
+			return nil, sdk.Errorf(sdk.ErrUnsupported, sdk.FaultPlugin, "it does not offer %s", sdk.AbilitySource)
+		}
+		return source.OpenDisk(ctx, snap, disk)
+	}, func(r sdk.BlockReader) sdk.BlockReader { return newReader(l, r) })
 }
 
 // EndSnapshot releases a snapshot.
 func (p *Platform) EndSnapshot(ctx context.Context, op sdk.Op, snap sdk.Snapshot, keep bool) error {
-	source, err := ability[sdk.Source](ctx, p, sdk.AbilitySource)
-	if err != nil {
-		return err
-	}
-	return source.EndSnapshot(ctx, op, snap, keep)
+	return change(ctx, p, op, sdk.AbilitySource, "EndSnapshot", func(source sdk.Source) error { return source.EndSnapshot(ctx, op, snap, keep) })
 }
 
 // Changed lists what changed.
 func (p *Platform) Changed(ctx context.Context, snap sdk.Snapshot, disk sdk.DiskID) iter.Seq2[sdk.Extent, error] {
-	return func(yield func(sdk.Extent, error) bool) {
-		tracker, err := ability[sdk.ChangeTracker](ctx, p, sdk.AbilityChangeTracker)
-		if err != nil {
-			yield(sdk.Extent{}, err)
-			return
+	return list(ctx, p, "Changed", func(now sdk.Platform) (iter.Seq2[sdk.Extent, error], error) {
+		tracker, ok := sdk.As[sdk.ChangeTracker](now)
+		if !ok {
+			return nil, sdk.Errorf(sdk.ErrUnsupported, sdk.FaultPlugin, "it does not offer %s", sdk.AbilityChangeTracker)
 		}
-		tracker.Changed(ctx, snap, disk)(yield)
-	}
+		return tracker.Changed(ctx, snap, disk), nil
+	})
 }
 
 // ReleaseMark frees a mark.
 func (p *Platform) ReleaseMark(ctx context.Context, op sdk.Op, machine sdk.MachineID, disk sdk.DiskID, mark sdk.Mark) error {
-	tracker, err := ability[sdk.ChangeTracker](ctx, p, sdk.AbilityChangeTracker)
-	if err != nil {
-		return err
-	}
-	return tracker.ReleaseMark(ctx, op, machine, disk, mark)
+	return change(ctx, p, op, sdk.AbilityChangeTracker, "ReleaseMark", func(tracker sdk.ChangeTracker) error {
+		return tracker.ReleaseMark(ctx, op, machine, disk, mark)
+	})
 }
 
 // CreateDraft makes room for a machine.
 func (p *Platform) CreateDraft(ctx context.Context, op sdk.Op, spec sdk.DraftSpec) (sdk.Draft, error) {
-	target, err := ability[sdk.Target](ctx, p, sdk.AbilityTarget)
-	if err != nil {
-		return sdk.Draft{}, err
-	}
-	return target.CreateDraft(ctx, op, spec)
+	return actOf(context.WithValue(ctx, opKey{}, op), p, sdk.AbilityTarget, "CreateDraft", func(target sdk.Target) (sdk.Draft, error) {
+		return target.CreateDraft(ctx, op, spec)
+	})
 }
 
 // OpenDraftDisk opens a disk for writing. The writer ends with its process.
 func (p *Platform) OpenDraftDisk(ctx context.Context, op sdk.Op, draft sdk.Draft, disk sdk.DiskID) (sdk.BlockWriter, error) {
-	target, err := ability[sdk.Target](ctx, p, sdk.AbilityTarget)
+	l, err := p.now(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return target.OpenDraftDisk(ctx, op, draft, disk)
+	return openOn(context.WithValue(ctx, opKey{}, op), l, "OpenDraftDisk", func(now sdk.Platform) (sdk.BlockWriter, error) {
+		target, ok := sdk.As[sdk.Target](now)
+		if !ok {
+			return nil, sdk.Errorf(sdk.ErrUnsupported, sdk.FaultPlugin, "it does not offer %s", sdk.AbilityTarget)
+		}
+		return target.OpenDraftDisk(ctx, op, draft, disk)
+	}, func(w sdk.BlockWriter) sdk.BlockWriter { return newWriter(l, w) })
 }
 
 // CommitDraft makes a draft a machine.
 func (p *Platform) CommitDraft(ctx context.Context, op sdk.Op, draft sdk.Draft) (sdk.MachineID, error) {
-	target, err := ability[sdk.Target](ctx, p, sdk.AbilityTarget)
-	if err != nil {
-		return "", err
-	}
-	return target.CommitDraft(ctx, op, draft)
+	return actOf(context.WithValue(ctx, opKey{}, op), p, sdk.AbilityTarget, "CommitDraft", func(target sdk.Target) (sdk.MachineID, error) {
+		return target.CommitDraft(ctx, op, draft)
+	})
 }
 
 // AbortDraft removes a draft.
 func (p *Platform) AbortDraft(ctx context.Context, op sdk.Op, draft sdk.Draft) error {
-	target, err := ability[sdk.Target](ctx, p, sdk.AbilityTarget)
-	if err != nil {
-		return err
-	}
-	return target.AbortDraft(ctx, op, draft)
+	return change(ctx, p, op, sdk.AbilityTarget, "AbortDraft", func(target sdk.Target) error { return target.AbortDraft(ctx, op, draft) })
 }
 
 // Start powers a machine on.
 func (p *Platform) Start(ctx context.Context, op sdk.Op, machine sdk.MachineID) error {
-	power, err := ability[sdk.Power](ctx, p, sdk.AbilityPower)
-	if err != nil {
-		return err
-	}
-	return power.Start(ctx, op, machine)
+	return change(ctx, p, op, sdk.AbilityPower, "Start", func(power sdk.Power) error { return power.Start(ctx, op, machine) })
 }
 
 // Stop powers a machine off.
 func (p *Platform) Stop(ctx context.Context, op sdk.Op, machine sdk.MachineID, grace time.Duration) error {
-	power, err := ability[sdk.Power](ctx, p, sdk.AbilityPower)
-	if err != nil {
-		return err
-	}
-	return power.Stop(ctx, op, machine, grace)
+	return change(ctx, p, op, sdk.AbilityPower, "Stop", func(power sdk.Power) error { return power.Stop(ctx, op, machine, grace) })
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync/atomic"
 	"time"
 
@@ -11,86 +12,109 @@ import (
 	"github.com/holdfast-dr/holdfast/sdk/plugin"
 )
 
-const (
-	// A process that ends by itself is started again at once; one that ends
-	// again before it lived for steadyAfter waits firstPause, then twice as
-	// long each time, up to longestPause.
-	steadyAfter  = time.Minute
-	firstPause   = time.Second
-	longestPause = time.Minute
-	// startLimit bounds one start, whoever waits for it.
-	startLimit = time.Minute
-)
+// startLimit bounds one start, whoever waits for it.
+const startLimit = time.Minute
 
-// slot is the place of one endpoint's process.
+// slot is the place of one endpoint's process. While a plugin is reloaded,
+// or an endpoint's settings change, an endpoint has two: the older one drains.
 type slot struct {
 	host     *Host
 	endpoint Endpoint
+	breaker  *breaker // of the endpoint, shared by its slots
 
 	// Guarded by host.mutex.
-	users   int
+	users   map[*Platform]bool
 	retired bool
+	drain   *drain // nil unless a newer version takes its place
 	idle    *time.Timer
 
 	abilities atomic.Pointer[[]sdk.Ability] // as the last process advertised
+	current   atomic.Pointer[life]          // for those who only look; nil: there is no process
 
 	turn chan struct{} // holds one token; who took it may use the fields below
 
-	process  Process
-	started  time.Time
-	failures int       // since the last process that lived
-	notUntil time.Time // when the next start may be
-	ended    bool
+	life  *life
+	ended bool
+}
+
+// drain says that a slot's users go on with what they have until a deadline.
+type drain struct {
+	since     time.Time
+	until     time.Time
+	successor *slot
+	timer     *time.Timer
 }
 
 func newSlot(h *Host, e Endpoint) *slot {
-	s := &slot{host: h, endpoint: e, turn: make(chan struct{}, 1)}
+	s := &slot{host: h, endpoint: e, breaker: h.breakerOf(e), users: make(map[*Platform]bool), turn: make(chan struct{}, 1)}
 	s.turn <- struct{}{}
 	return s
 }
 
 // running gives the process, and starts one if there is none.
-func (s *slot) running(ctx context.Context) (Process, error) {
+func (s *slot) running(ctx context.Context) (*life, error) {
 	select {
 	case <-s.turn:
 	case <-ctx.Done():
 		return nil, fmt.Errorf("wait for plugin %s: %w", s.endpoint.Plugin, ctx.Err())
 	}
 	defer func() { s.turn <- struct{}{} }()
+	if s.life != nil && s.life.over() {
+		s.bury()
+	}
+	if s.life == nil && s.host.draining(s) {
+		return nil, errMoved
+	}
 	if s.ended {
 		return nil, sdk.Errorf(sdk.ErrUnavailable, sdk.FaultHost, "endpoint %s is closed", s.endpoint.Name)
 	}
-	if s.process != nil {
-		select {
-		case <-s.process.Done():
-			s.died()
-		default:
-			return s.process, nil
-		}
+	if s.life != nil {
+		return s.life, nil
 	}
-	if wait := s.notUntil.Sub(s.host.now()); wait > 0 {
-		e := sdk.Errorf(sdk.ErrUnavailable, sdk.FaultPlugin, "plugin %s failed %d times; it is started again in %s",
-			s.endpoint.Plugin, s.failures, wait.Round(time.Millisecond)).WithHint("the log says why it ended")
-		e.After = wait
-		return nil, e
+	if err := s.mayStart(); err != nil {
+		return nil, err
 	}
-	p, err := s.start(ctx)
+	l, err := s.start(ctx, nil)
 	if err != nil {
 		// A caller who gave up says nothing about the plugin.
 		if ctx.Err() == nil {
-			s.failed()
-			s.host.log.Warn("start plugin", "plugin", s.endpoint.Plugin, "endpoint", s.endpoint.Name, "failures", s.failures, "err", err)
+			s.failed(err)
 		}
 		return nil, err
 	}
-	abilities := plugin.Abilities(p.Platform())
-	s.abilities.Store(&abilities)
-	s.process, s.started = p, s.host.now()
-	return p, nil
+	s.adopt(l)
+	return l, nil
 }
 
-// start starts the enabled binary for this architecture.
-func (s *slot) start(ctx context.Context) (Process, error) {
+// mayStart says why no process is started now, or nil.
+func (s *slot) mayStart() error {
+	name := s.endpoint.Plugin
+	if q := s.host.changedProgram(name); q != nil && len(s.endpoint.Workers) == 0 {
+		return sdk.Errorf(sdk.ErrDenied, sdk.FaultHost, "plugin %s is in quarantine since %s: %s", name, q.Since.UTC().Format(time.RFC3339), q.Reason).
+			WithHint("if the program was upgraded: holdfast plugin reload %s; if not, find out who changed it", name)
+	}
+	wait, q := s.breaker.permit(s.host.now())
+	switch {
+	case q != nil:
+		e := sdk.Errorf(sdk.ErrUnavailable, sdk.FaultPlugin, "plugin %s at endpoint %s is in quarantine since %s: %s",
+			name, s.endpoint.Name, q.Since.UTC().Format(time.RFC3339), q.Reason)
+		e = e.WithHint("see holdfast plugin logs %s; to try again at once: holdfast plugin enable %s", name, name)
+		if !q.Trial.IsZero() {
+			e.After = q.Trial.Sub(s.host.now())
+		}
+		return e
+	case wait > 0:
+		e := sdk.Errorf(sdk.ErrUnavailable, sdk.FaultPlugin, "plugin %s failed %d times at endpoint %s; it is started again in %s",
+			name, s.breaker.state().failures, s.endpoint.Name, wait.Round(time.Millisecond)).WithHint("see holdfast plugin logs %s", name)
+		e.After = wait
+		return e
+	}
+	return nil
+}
+
+// start starts a program: the one that is enabled, or, to try it, another for
+// this machine's architecture.
+func (s *slot) start(ctx context.Context, other *Enabled) (*life, error) {
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
 	defer context.AfterFunc(s.host.closing, cancel)()
@@ -98,59 +122,110 @@ func (s *slot) start(ctx context.Context) (Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	return starter.Start(ctx, Start{
+	l := &life{slot: s}
+	launch, err := s.host.launch(ctx, s.endpoint, other)
+	if err != nil {
+		return nil, err
+	}
+	if launch.User != nil {
+		l.user = userText(launch.User)
+	}
+	p, err := starter.Start(ctx, Start{
 		Endpoint: s.endpoint,
 		Enabled: func(ctx context.Context, arch string) (Enabled, error) {
-			return s.host.enabled(ctx, s.endpoint.Plugin, arch)
+			if other != nil && other.Arch == arch {
+				l.program = *other
+				return *other, nil
+			}
+			enabled, err := s.host.enabled(ctx, s.endpoint.Plugin, arch)
+			l.program = enabled
+			return enabled, err
 		},
-		Launch: plugin.Launch{
-			Settings: s.endpoint.Settings,
-			RunDir:   s.host.options.RunDir, CallLimit: s.host.options.CallLimit,
-			Log: s.host.log.With("endpoint", s.endpoint.Name),
-		},
+		Launch: launch,
 	})
-}
-
-// starter is who starts the process of an endpoint.
-func (h *Host) starter(e Endpoint) (Starter, error) {
-	if h.options.Starter == nil {
-		return onThisMachine{}, nil
-	}
-	starter, err := h.options.Starter(e)
 	if err != nil {
-		return nil, fmt.Errorf("choose where plugin %s runs for endpoint %s: %w", e.Plugin, e.Name, err)
+		s.host.meter(s.endpoint.Plugin).count(func(m *Metrics) { m.FailedStarts++ })
+		return nil, err
 	}
-	if starter == nil {
-		starter = onThisMachine{}
+	l.process, l.started = p, s.host.now()
+	if err := l.asEnabled(); err != nil {
+		l.close()
+		return nil, err
 	}
-	return starter, nil
+	s.host.meter(s.endpoint.Plugin).count(func(m *Metrics) { m.Starts++ })
+	s.host.background(func() { s.watch(l) })
+	return l, nil
 }
 
-// died forgets a process that ended by itself.
-func (s *slot) died() {
-	if s.host.now().Sub(s.started) >= steadyAfter {
-		s.failures = 0
+// asEnabled holds what a process says of itself against what the operator saw
+// when the plugin was enabled.
+func (l *life) asEnabled() error {
+	d := l.process.Describe()
+	if l.program.Plugin == "" || d.Name == l.program.Plugin && d.Version == l.program.Version && d.Protocol == l.program.Protocol {
+		return nil
 	}
-	_ = s.process.Close()
-	s.process = nil
-	s.failed()
+	return &otherProgramError{err: sdk.Errorf(sdk.ErrUnavailable, sdk.FaultPlugin,
+		"plugin %s %s (protocol %d) says that it is %q %q (protocol %d) when it runs",
+		l.program.Plugin, l.program.Version, l.program.Protocol, d.Name, d.Version, d.Protocol)}
 }
 
-// failed counts a failure and says when the next attempt may be.
-func (s *slot) failed() {
-	s.failures++
-	if s.failures < 2 {
+// otherProgramError is a program that is not what it said it is.
+type otherProgramError struct{ err *sdk.Error }
+
+func (e *otherProgramError) Error() string { return e.err.Error() }
+func (e *otherProgramError) Unwrap() error { return e.err }
+
+// adopt makes a process the slot's. Who calls it has the turn.
+func (s *slot) adopt(l *life) {
+	abilities := plugin.Abilities(l.process.Platform())
+	s.abilities.Store(&abilities)
+	s.life = l
+	s.current.Store(l)
+	s.host.sayUnmet(s.endpoint, l.unmet())
+}
+
+// failed draws conclusions from a start that came to nothing.
+func (s *slot) failed(err error) {
+	h, now := s.host, s.host.now()
+	_, lied := errors.AsType[*otherProgramError](err)
+	switch trouble := plugin.TroubleOf(err); {
+	case trouble == plugin.TroubleChanged:
+		h.programChanged(s.endpoint, err)
 		return
+	case lied, trouble == plugin.TroubleBreach:
+		s.breaker.forbid(now, CauseContract, err.Error())
+		h.note(slog.LevelError, s.endpoint, "the plugin is in quarantine at this endpoint: it is not what it should be", slog.Any("err", err))
+		return
+	case trouble == plugin.TroubleDeath, trouble == plugin.TroubleSilence:
+		s.breaker.died(now, err.Error())
+	default:
+		s.breaker.refused(now)
 	}
-	pause := firstPause << min(s.failures-2, 16)
-	s.notUntil = s.host.now().Add(min(pause, longestPause))
+	h.note(slog.LevelWarn, s.endpoint, "start plugin", slog.Int("failures", s.breaker.state().failures), slog.Any("err", err))
 }
 
-// forgive lets the next start be at once.
-func (s *slot) forgive() {
-	<-s.turn
-	s.failures, s.notUntil = 0, time.Time{}
-	s.turn <- struct{}{}
+// watch notices the end of a process when it happens; the next call draws the
+// conclusions.
+func (s *slot) watch(l *life) {
+	<-l.process.Done()
+	s.current.CompareAndSwap(l, nil)
+}
+
+// bury forgets a process that has ended by itself, or that the host ended
+// because something was wrong with it. Who calls it has the turn.
+func (s *slot) bury() {
+	l, h := s.life, s.host
+	l.close()
+	s.life = nil
+	s.current.Store(nil)
+	s.breaker.lived(h.now().Sub(l.started))
+	reason := l.reason()
+	s.breaker.died(h.now(), reason)
+	h.meter(s.endpoint.Plugin).count(func(m *Metrics) { m.Restarts++ })
+	h.note(slog.LevelWarn, s.endpoint, "the plugin's process is gone", slog.String("reason", reason))
+	if q := s.breaker.state().quarantine; q != nil && q.Cause == CauseDying {
+		h.note(slog.LevelError, s.endpoint, "the plugin is in quarantine at this endpoint", slog.String("reason", q.Reason), slog.Time("trial", q.Trial))
+	}
 }
 
 // end closes the process for good.
@@ -158,27 +233,21 @@ func (s *slot) end() {
 	<-s.turn
 	defer func() { s.turn <- struct{}{} }()
 	s.ended = true
-	s.stop()
-}
-
-func (s *slot) stop() {
-	if s.process == nil {
+	if s.life == nil {
 		return
 	}
-	if err := s.process.Close(); err != nil {
-		s.host.log.Warn("end plugin", "plugin", s.endpoint.Plugin, "endpoint", s.endpoint.Name, "err", err)
-	}
-	s.process = nil
+	s.life.close()
+	s.life = nil
+	s.current.Store(nil)
 }
 
-// leave is what a user does at the end. The last one starts the clock.
-func (s *slot) leave() {
+// leave is what a user does at the end. The last one starts the clock. It is
+// called with host.mutex held.
+func (s *slot) leave(p *Platform) {
 	h := s.host
-	h.mutex.Lock()
-	defer h.mutex.Unlock()
-	s.users--
+	delete(s.users, p)
 	switch {
-	case s.users > 0 || h.closed:
+	case len(s.users) > 0 || h.closed:
 	case s.retired:
 		h.end(s)
 	default:
@@ -190,12 +259,14 @@ func (s *slot) leave() {
 func (s *slot) idled() {
 	h := s.host
 	h.mutex.Lock()
-	if s.users > 0 || s.retired || h.closed {
-		h.mutex.Unlock()
+	defer h.mutex.Unlock()
+	if len(s.users) > 0 || s.retired || h.closed {
 		return
 	}
 	h.retireLocked(s)
-	h.mutex.Unlock()
+	if s.breaker.clean() {
+		delete(h.breakers, s.endpoint.ID)
+	}
 }
 
 // stopIdling is called with host.mutex held.
@@ -204,17 +275,4 @@ func (s *slot) stopIdling() {
 		s.idle.Stop()
 		s.idle = nil
 	}
-}
-
-// enabled is the plugin's binary for an architecture.
-func (h *Host) enabled(ctx context.Context, name, arch string) (Enabled, error) {
-	enabled, err := h.store.Plugin(ctx, name, arch)
-	if errors.Is(err, sdk.ErrNotFound) {
-		return Enabled{}, sdk.Errorf(sdk.ErrNotFound, sdk.FaultHost, "plugin %s is not enabled for %s", name, arch).
-			WithHint("enable it after checking where its program came from: holdfast plugin enable %s", name)
-	}
-	if err != nil {
-		return Enabled{}, fmt.Errorf("look up plugin %s: %w", name, err)
-	}
-	return enabled, nil
 }

@@ -2,6 +2,7 @@ package host
 
 import (
 	"context"
+	"fmt"
 	"runtime"
 
 	"github.com/holdfast-dr/holdfast/sdk"
@@ -53,4 +54,19 @@ func (onThisMachine) Start(ctx context.Context, s Start) (Process, error) {
 		return nil, err // a nil *plugin.Process would not be a nil Process
 	}
 	return p, nil
+}
+
+// starter is who starts the process of an endpoint.
+func (h *Host) starter(e Endpoint) (Starter, error) {
+	if h.options.Starter == nil {
+		return onThisMachine{}, nil
+	}
+	starter, err := h.options.Starter(e)
+	if err != nil {
+		return nil, fmt.Errorf("choose where plugin %s runs for endpoint %s: %w", e.Plugin, e.Name, err)
+	}
+	if starter == nil {
+		starter = onThisMachine{}
+	}
+	return starter, nil
 }

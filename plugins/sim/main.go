@@ -55,5 +55,6 @@ func main() {
 	plugin.Serve(plugin.Author{
 		Name: "sim", Version: version,
 		Config: &config{}, Type: (*sim.Platform)(nil), Open: open,
+		HostUser: true, // the simulated hypervisor's directory is its operator's
 	})
 }

@@ -22,6 +22,11 @@ type Author struct {
 	// fields have the tags json, help, required:"true", secret:"true" and
 	// enum:"a,b". nil: nothing can be configured.
 	Config any
+	// HostUser says that the plugin needs the user that its host runs as, such
+	// as for a socket that only root may open. Otherwise a host that runs as
+	// root gives each endpoint's process a user of its own, which may do
+	// nothing; operators can decide otherwise.
+	HostUser bool
 	// Type is a value of the type that Open returns, a nil pointer will do. Its
 	// methods say which abilities the plugin can have at most.
 	Type sdk.Platform
@@ -37,6 +42,7 @@ type Description struct {
 	Protocol  int           `json:"protocol"`
 	Abilities []sdk.Ability `json:"abilities"` // at most; Probe says what works
 	Config    Schema        `json:"config"`
+	HostUser  bool          `json:"host_user,omitempty"` // see Author
 }
 
 // Describe is what the program prints when it is run with the argument
@@ -51,7 +57,7 @@ func (a Author) Describe() (Description, error) {
 	}
 	return Description{
 		Name: a.Name, Version: a.Version, Protocol: Protocol,
-		Abilities: typeAbilities(a.Type), Config: schema,
+		Abilities: typeAbilities(a.Type), Config: schema, HostUser: a.HostUser,
 	}, nil
 }
 

@@ -95,6 +95,7 @@ type Process struct {
 	platform    *remote
 	pid         int
 	unmet       []string
+	ended       func() string
 	stop        func()
 	done        <-chan struct{} // the process has ended
 	tidy        <-chan struct{} // and so has everything about it
@@ -110,6 +111,19 @@ func (p *Process) Describe() Description { return p.description }
 
 // PID is the number of the process; that of the caller for Local.
 func (p *Process) PID() int { return p.pid }
+
+// Ended says how a process ended that Done reports, as far as this machine
+// knows.
+func (p *Process) Ended() string {
+	select {
+	case <-p.done:
+		if p.ended != nil {
+			return p.ended()
+		}
+	default:
+	}
+	return ""
+}
 
 // Unmet is what of the launch's user and limits could not be applied, and why.
 func (p *Process) Unmet() []string { return p.unmet }
@@ -152,6 +166,7 @@ func Start(ctx context.Context, l Launch) (*Process, error) {
 	running := started.Load()
 	p.pid, p.done, p.tidy = running.command.Process.Pid, running.done, tidy
 	p.unmet = running.keep.unmet
+	p.ended = func() string { return running.command.ProcessState.String() }
 	p.platform.gone, p.platform.dir = running.done, running.dir
 	asked := make(chan struct{})
 	p.stop = func() { close(asked); kill(client, &started, closeGrace) }
