@@ -32,24 +32,10 @@ func (p *platform) nbdReady() error {
 	return nil
 }
 
-// scratchDir is where sockets and scratch files of a disk's backup go.
-func (p *platform) scratchDir(d diskXML) string {
-	if p.config.ScratchDir != "" {
-		return strings.TrimRight(p.config.ScratchDir, "/")
-	}
-	return dirOf(d.where())
-}
-
-func (p *platform) scratchFile(d diskXML, checkpoint string) string {
-	return p.scratchDir(d) + "/" + checkpoint + "-" + d.Target.Dev + ".scratch"
-}
-
-func socketName(stamp string) string { return "holdfast-" + stamp + ".sock" }
-
-// server is where QEMU shall listen.
-func (p *platform) server(dir, stamp string, attempt int) (jobServer, error) {
+// server is where QEMU shall listen: on a socket of that name, or on a port.
+func (p *platform) server(dir, name string, attempt int) (jobServer, error) {
 	if p.endpoint.local() {
-		socket := dir + "/" + socketName(stamp)
+		socket := dir + "/" + name + ".sock"
 		if len(socket) > longestSockPath {
 			return jobServer{}, invalid("the path of the socket %s is too long", socket).WithHint("set scratch_dir to a shorter one")
 		}
@@ -121,6 +107,13 @@ func (p *platform) openExport(ctx context.Context, snap sdk.Snapshot, disk sdk.D
 		return nil, err
 	}
 	if j == nil || !j.ours(p.instance) || j.ticket.checkpoint() != checkpoint {
+		run, err := p.runOf(ctx, dom)
+		if err == nil {
+			err = run.brokenOff(checkpoint)
+		}
+		if err != nil {
+			return nil, err
+		}
 		return nil, notFound("snapshot %s", snap.ID).WithHint("it was ended, or the machine stopped under it")
 	}
 	found, ok := j.disk(disk)

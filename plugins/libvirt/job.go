@@ -5,7 +5,6 @@ import (
 	"encoding/xml"
 	"errors"
 	"fmt"
-	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -17,8 +16,8 @@ import (
 	"github.com/holdfast-dr/holdfast/sdk"
 )
 
-// ticket identifies one snapshot. It is in the name of every export of its job and, but for the flag, in its checkpoint,
-// so that a fresh process knows whose they are.
+// ticket identifies one snapshot. It is in the name of every export of its job and, but for epoch and flag, in that of its
+// checkpoint, so that a fresh process knows whose they are.
 type ticket struct {
 	instance string
 	epoch    uint64
@@ -50,9 +49,23 @@ func parseExport(name string) (ticket, bool) {
 }
 
 // checkpoint is the name of the checkpoint that the snapshot makes.
-func (t ticket) checkpoint() string { return checkpointPrefix + t.op + "-" + t.stampText() }
+func (t ticket) checkpoint() string {
+	return checkpointPrefix + t.instance + "-" + t.op + "-" + t.stampText()
+}
 
 const checkpointPrefix = "holdfast-"
+
+var checkpointName = regexp.MustCompile(`^holdfast-([0-9a-f]{8})-([A-Za-z0-9_-]{1,64})-([0-9a-z]{1,13})$`)
+
+// parseCheckpoint reads the name of a checkpoint, which is also that of its bitmaps.
+func parseCheckpoint(name string) (ticket, bool) {
+	m := checkpointName.FindStringSubmatch(name)
+	if m == nil {
+		return ticket{}, false
+	}
+	stamp, err := strconv.ParseInt(m[3], 36, 64)
+	return ticket{instance: m[1], op: m[2], stamp: stamp}, err == nil
+}
 
 // snapshotID is the checkpoint's name behind the machine's id: all that is needed to find the rest.
 func (t ticket) snapshotID(machine sdk.MachineID) string {
@@ -176,32 +189,11 @@ func (p *platform) sweep(ctx context.Context, j *job) error {
 		if file == "" {
 			continue
 		}
-		if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return sdk.Errorf(sdk.ErrDenied, sdk.FaultHost, "remove %s: %v", file, err)
+		if err := removeFile(file); err != nil {
+			return err
 		}
 	}
 	return nil
-}
-
-// sweepRemains is sweep for a backup that is gone with its QEMU. Its files have names that can be told.
-func (p *platform) sweepRemains(ctx context.Context, dom libvirt.Domain, checkpoint string) error {
-	d, _, err := p.describe(ctx, dom, liveXML)
-	if err != nil {
-		return err
-	}
-	gone := new(job)
-	stamp := checkpoint[strings.LastIndexByte(checkpoint, '-')+1:]
-	for _, disk := range d.Devices.Disks {
-		if disk.skip() != "" {
-			continue
-		}
-		if gone.Server.Socket == "" {
-			// The first disk that was taken; if that was another, the socket is found there.
-			gone.Server.Socket = p.scratchDir(disk) + "/" + socketName(stamp)
-		}
-		gone.Disks = append(gone.Disks, jobDisk{Scratch: &jobScratch{File: p.scratchFile(disk, checkpoint)}})
-	}
-	return p.sweep(ctx, gone)
 }
 
 // sweepRemote can reach only files in pools. libvirt has removed them unless QEMU was killed.

@@ -176,7 +176,7 @@ func (p *platform) listen(ctx context.Context, d *draft) (jobServer, error) {
 	// A server that was started by a process that died before it could write down where is of no use to anybody.
 	_ = p.monitor(ctx, d.dom, "nbd-server-stop", nil, nil)
 	for attempt := range portAttempts {
-		s, err := p.server(dir, d.socketStamp(), attempt)
+		s, err := p.server(dir, d.socketName(), attempt)
 		if err != nil {
 			return s, err
 		}
@@ -270,13 +270,8 @@ func (p *platform) unexport(ctx context.Context, dom libvirt.Domain, prefix stri
 
 // blockNode is QEMU's name for what is behind a device.
 func (p *platform) blockNode(ctx context.Context, dom libvirt.Domain, alias string) (string, error) {
-	var devices []struct {
-		QDev     string `json:"qdev"`
-		Inserted struct {
-			Node string `json:"node-name"`
-		} `json:"inserted"`
-	}
-	if err := p.monitor(ctx, dom, "query-block", nil, &devices); err != nil {
+	devices, err := p.blockDevices(ctx, dom)
+	if err != nil {
 		return "", err
 	}
 	for _, d := range devices {
@@ -285,6 +280,24 @@ func (p *platform) blockNode(ctx context.Context, dom libvirt.Domain, alias stri
 		}
 	}
 	return "", sdk.Errorf(nil, sdk.FaultBackend, "QEMU has no device %s", alias)
+}
+
+// blockDevice is a disk as QEMU tells of it.
+type blockDevice struct {
+	QDev     string `json:"qdev"`
+	Inserted struct {
+		Node    string `json:"node-name"`
+		Bitmaps []struct {
+			Name         string `json:"name"`
+			Inconsistent bool   `json:"inconsistent"`
+		} `json:"dirty-bitmaps"`
+	} `json:"inserted"`
+}
+
+func (p *platform) blockDevices(ctx context.Context, dom libvirt.Domain) ([]blockDevice, error) {
+	var devices []blockDevice
+	err := p.monitor(ctx, dom, "query-block", nil, &devices)
+	return devices, err
 }
 
 // monitor asks QEMU itself.
@@ -367,7 +380,7 @@ func (p *platform) removeSocket(ctx context.Context, d *draft) error {
 	if err != nil {
 		return ignore(err, sdk.ErrNotFound) // its volumes are gone, and so it never listened or was swept before
 	}
-	s, err := p.server(dir, d.socketStamp(), 0)
+	s, err := p.server(dir, d.socketName(), 0)
 	if err != nil {
 		return nil // a socket that could not be made
 	}
@@ -377,10 +390,10 @@ func (p *platform) removeSocket(ctx context.Context, d *draft) error {
 	return nil
 }
 
-// socketStamp makes the keeper's socket one that can be found again.
-func (d *draft) socketStamp() string {
+// socketName makes the keeper's socket one that can be found again.
+func (d *draft) socketName() string {
 	sum := sha256.Sum256([]byte(d.dom.Name))
-	return hex.EncodeToString(sum[:6])
+	return "holdfast-" + hex.EncodeToString(sum[:6])
 }
 
 func (p *platform) socketDir(ctx context.Context, d *draft) (string, error) {

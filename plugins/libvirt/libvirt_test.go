@@ -14,6 +14,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/holdfast-dr/holdfast/sdk"
+	"github.com/holdfast-dr/holdfast/sdk/plugin"
 	"github.com/holdfast-dr/holdfast/testenv"
 	"github.com/holdfast-dr/holdfast/testenv/guest"
 	"github.com/holdfast-dr/holdfast/testenv/site"
@@ -26,7 +27,17 @@ var shared struct {
 	err  error
 }
 
+// TestMain is four programs: the tests, the guards of the snapshots that they take, and a plugin and an agent that are
+// killed.
 func TestMain(m *testing.M) {
+	switch {
+	case len(os.Args) > 1 && os.Args[1] == guardArgument:
+		os.Exit(guardMain(os.Args[2:]))
+	case os.Getenv("HOLDFAST_PLUGIN") != "":
+		plugin.Serve(stoppingAuthor)
+	case os.Getenv(doomedAgent) != "":
+		os.Exit(runDoomedAgent(os.Getenv(doomedAgent)))
+	}
 	code := m.Run()
 	if shared.site != nil {
 		if err := shared.site.Close(); err != nil {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"os"
 
 	"github.com/holdfast-dr/holdfast/sdk"
 	"github.com/holdfast-dr/holdfast/sdk/plugin"
@@ -11,6 +12,9 @@ import (
 var version = "dev"
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == guardArgument {
+		os.Exit(guardMain(os.Args[2:]))
+	}
 	plugin.Serve(plugin.Author{
 		Name:    "libvirt",
 		Version: version,

@@ -61,24 +61,36 @@ type checkpointDisk struct {
 	Checkpoint string `xml:"checkpoint,attr"`
 }
 
-// description is what people read in virsh, and where the epoch is kept.
-func (t ticket) description() string {
-	return fmt.Sprintf("Holdfast: base of the next backup; instance=%s epoch=%d op=%s", t.instance, t.epoch, t.op)
+// description is what people read in virsh, and where the epoch is kept. It also says whether the snapshot was ended with
+// its marks kept: a checkpoint that is still open when no backup runs was left by a run that died.
+func (t ticket) description(state string) string {
+	return fmt.Sprintf("Holdfast: base of the next backup; instance=%s epoch=%d op=%s %s", t.instance, t.epoch, t.op, state)
 }
+
+const (
+	stateOpen = "state=open"
+	stateKept = "state=kept"
+)
 
 var descriptionText = regexp.MustCompile(`instance=([0-9a-f]{8}) epoch=([0-9]{1,20}) op=([A-Za-z0-9_-]{1,64})`)
 
-func parseDescription(text string) (ticket, bool) {
+// checkpoint is one of Holdfast's as libvirt knows it.
+type checkpoint struct {
+	ticket
+	open bool
+}
+
+func parseDescription(text string) (checkpoint, bool) {
 	m := descriptionText.FindStringSubmatch(text)
 	if m == nil {
-		return ticket{}, false
+		return checkpoint{}, false
 	}
 	epoch, err := strconv.ParseUint(m[2], 10, 64)
-	return ticket{instance: m[1], epoch: epoch, op: m[3]}, err == nil
+	return checkpoint{ticket{instance: m[1], epoch: epoch, op: m[3]}, strings.HasSuffix(text, stateOpen)}, err == nil
 }
 
 func (t *taking) checkpointXML() checkpointXML {
-	c := checkpointXML{Name: t.ticket.checkpoint(), Description: t.ticket.description()}
+	c := checkpointXML{Name: t.ticket.checkpoint(), Description: t.ticket.description(stateOpen)}
 	for _, d := range t.live.Devices.Disks {
 		disk := checkpointDisk{Name: d.Target.Dev, Checkpoint: "no"}
 		if _, chosen := t.sizes[sdk.DiskID(d.Target.Dev)]; chosen && d.tracks() {
@@ -196,19 +208,23 @@ func (p *platform) checkEpoch(ctx context.Context, dom libvirt.Domain, j *job, o
 
 // checkpoints are those that Holdfast made of a machine, by name, and what their descriptions tell of the snapshots that
 // made them.
-func (p *platform) checkpoints(ctx context.Context, dom libvirt.Domain) (map[string]ticket, error) {
-	made, err := ask(ctx, p.control, func(lv *libvirt.Libvirt) (map[string]ticket, error) {
+func (p *platform) checkpoints(ctx context.Context, dom libvirt.Domain) (map[string]checkpoint, error) {
+	made, err := ask(ctx, p.control, func(lv *libvirt.Libvirt) (map[string]checkpoint, error) {
 		list, _, err := lv.DomainListAllCheckpoints(dom, everything, 0)
 		if err != nil {
 			return nil, err
 		}
-		made := make(map[string]ticket)
+		made := make(map[string]checkpoint)
 		for _, c := range list {
 			text, err := lv.DomainCheckpointGetXMLDesc(c, uint32(libvirt.DomainCheckpointXMLNoDomain))
 			if err != nil {
 				return nil, err
 			}
-			if t, ok := parseDescription(text); ok {
+			var known checkpointXML
+			if err := xml.Unmarshal([]byte(text), &known); err != nil {
+				return nil, err
+			}
+			if t, ok := parseDescription(known.Description); ok {
 				made[c.Name] = t
 			}
 		}
@@ -273,6 +289,29 @@ func (p *platform) ReleaseMark(ctx context.Context, op sdk.Op, machine sdk.Machi
 		return nil
 	}
 	return p.letGo(ctx, dom)
+}
+
+// keepCheckpoint writes on a checkpoint that its snapshot was ended and its marks are in use; nil if there is none.
+func (p *platform) keepCheckpoint(ctx context.Context, dom libvirt.Domain, name string) error {
+	return ignore(do(ctx, p.control, func(lv *libvirt.Libvirt) error {
+		c, err := lv.DomainCheckpointLookupByName(dom, name, 0)
+		if is(err, libvirt.ErrNoDomainCheckpoint) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		text, err := lv.DomainCheckpointGetXMLDesc(c, 0)
+		if err != nil {
+			return err
+		}
+		kept := strings.Replace(text, stateOpen+"</description>", stateKept+"</description>", 1)
+		if kept == text {
+			return nil
+		}
+		_, err = lv.DomainCheckpointCreateXML(dom, kept, uint32(libvirt.DomainCheckpointCreateRedefine))
+		return err
+	}), sdk.ErrUnsupported)
 }
 
 // deleteCheckpoint removes a checkpoint with its bitmaps; nil if there is none. Only a QEMU can change the bitmaps, so a

@@ -13,9 +13,11 @@ import (
 type runMetadata struct {
 	XMLName xml.Name `xml:"https://holdfast-dr.org/xmlns/libvirt/run/1.0 run"`
 	Op      string   `xml:"op,attr"`
-	Held    string   `xml:"held,attr,omitempty"` // "yes": started paused by a snapshot, to be destroyed with it
-	Stop    string   `xml:"stop,attr,omitempty"` // when the plug is pulled: a time as RFC 3339
-	Server  string   `xml:"server,omitempty"`    // where a keeper listens: a jobServer as JSON
+	Held    string   `xml:"held,attr,omitempty"`   // "yes": started paused by a snapshot, to be destroyed with it
+	Stop    string   `xml:"stop,attr,omitempty"`   // when the plug is pulled: a time as RFC 3339
+	Broken  string   `xml:"broken,attr,omitempty"` // the checkpoint of a snapshot that was ended for the guest's sake
+	Why     string   `xml:"why,omitempty"`         // and the reason
+	Server  string   `xml:"server,omitempty"`      // where a keeper listens: a jobServer as JSON
 }
 
 // held reports whether a snapshot of ours started the machine, which is off for everybody else.

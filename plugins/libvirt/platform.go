@@ -26,6 +26,8 @@ type Config struct {
 
 	Pool       string `json:"pool" help:"storage pool for restored disks; without it the pool named default"`
 	ScratchDir string `json:"scratch_dir" help:"directory at the host for sockets and scratch files, writable for QEMU; without it the disk's own directory"`
+	// A size as text: numbers have no units, and nobody counts the zeroes of one.
+	ScratchLimit string `json:"scratch_limit" help:"most room that scratch files of one snapshot may take, as 512M or 20G, before the backup is ended to spare the guest; without it half of what is free when it begins"`
 
 	NBDAddress  string `json:"nbd_address" help:"address at which QEMU of a remote host listens for NBD; without it the host in uri"`
 	NBDPorts    string `json:"nbd_ports" help:"ports for that, as 10809-10872, which is the default"`
@@ -52,15 +54,20 @@ const (
 
 // platform is a connection to one libvirt.
 type platform struct {
-	config   Config
-	endpoint endpoint
-	control  *connection // every call but those of safety
-	safety   *connection // thaws, even when control is stuck in a freeze
-	instance string      // 8 hex digits
-	ports    [2]int
+	config      Config
+	endpoint    endpoint
+	control     *connection // every call but those of safety
+	safety      *connection // thaws, even when control is stuck in a freeze
+	instance    string      // 8 hex digits
+	ports       [2]int
+	mostScratch int64 // 0: what limitScratch finds
 
-	mu    sync.Mutex // guards locks
-	locks map[string]*sync.Mutex
+	// whileFrozen is called between freeze and thaw. Tests stop here.
+	whileFrozen func()
+
+	mu     sync.Mutex // guards what follows
+	locks  map[string]*sync.Mutex
+	guards map[string]*guard // that this process started, by checkpoint
 }
 
 var (
@@ -80,9 +87,12 @@ func open(c Config) (*platform, error) {
 	p := &platform{
 		config: c, endpoint: e,
 		control: &connection{endpoint: e}, safety: &connection{endpoint: e},
-		locks: make(map[string]*sync.Mutex),
+		locks: make(map[string]*sync.Mutex), guards: make(map[string]*guard), whileFrozen: func() {},
 	}
 	if p.ports, err = parsePorts(c.NBDPorts); err != nil {
+		return nil, err
+	}
+	if p.mostScratch, err = parseSize(c.ScratchLimit); err != nil {
 		return nil, err
 	}
 	name := c.Instance
@@ -108,8 +118,13 @@ func parsePorts(text string) ([2]int, error) {
 	return [2]int{first, last}, nil
 }
 
-// Close ends the connections.
+// Close ends the connections. Guards of snapshots that are open stay.
 func (p *platform) Close() error {
+	p.mu.Lock()
+	for _, g := range p.guards {
+		_ = g.words.Close() // which it takes for the end of this process
+	}
+	p.mu.Unlock()
 	_ = p.safety.close() // never fails
 	return p.control.close()
 }

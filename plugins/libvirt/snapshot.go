@@ -44,12 +44,12 @@ func (p *platform) snapshot(ctx context.Context, op sdk.Op, req sdk.SnapshotRequ
 		return sdk.Snapshot{}, err
 	}
 	if j != nil {
-		repeated, err := p.meet(ctx, dom, j, op)
+		repeated, err := p.meet(ctx, dom, j, op, req)
 		if err != nil {
 			return sdk.Snapshot{}, err
 		}
 		if repeated {
-			return p.reopen(ctx, dom, j, req)
+			return p.resume(ctx, dom, j, req)
 		}
 	}
 	t := &taking{p: p, dom: dom, op: op, req: req}
@@ -59,7 +59,7 @@ func (p *platform) snapshot(ctx context.Context, op sdk.Op, req sdk.SnapshotRequ
 
 // meet decides what a running backup means for an operation: its own, from before a restart; one of a run that was
 // overtaken, which is ended; or one to wait for.
-func (p *platform) meet(ctx context.Context, dom libvirt.Domain, j *job, op sdk.Op) (own bool, err error) {
+func (p *platform) meet(ctx context.Context, dom libvirt.Domain, j *job, op sdk.Op, req sdk.SnapshotRequest) (own bool, err error) {
 	switch {
 	case !j.ours(p.instance):
 		return false, busy("another program's backup of the machine is running").
@@ -70,7 +70,36 @@ func (p *platform) meet(ctx context.Context, dom libvirt.Domain, j *job, op sdk.
 		return false, busy("snapshot %s of the machine is open", j.ticket.snapshotID(machineID(dom))).
 			WithHint("end that snapshot first; a run with a newer claim ends it by itself")
 	}
-	return false, p.end(ctx, dom, j.ticket.checkpoint(), j, false)
+	// Its mark is kept if its point was committed and only its end was not.
+	return false, p.end(ctx, dom, j.ticket.checkpoint(), j, named(req)[j.ticket.checkpoint()])
+}
+
+// named are the checkpoints that a request builds on.
+func named(req sdk.SnapshotRequest) map[string]bool {
+	names := make(map[string]bool)
+	for _, text := range req.Since {
+		if m, err := parseMark(text); err == nil {
+			names[m.Checkpoint] = true
+		}
+	}
+	return names
+}
+
+// resume answers a call that is repeated, perhaps by a fresh process, of which nobody knows whether the guard of the one
+// before is still there.
+func (p *platform) resume(ctx context.Context, dom libvirt.Domain, j *job, req sdk.SnapshotRequest) (sdk.Snapshot, error) {
+	snap, err := p.reopen(ctx, dom, j, req)
+	if err != nil || len(snap.Machine.Disks) == 0 || p.guarded(j.ticket.checkpoint()) {
+		return snap, err
+	}
+	t := &taking{p: p, dom: dom, req: req, ticket: j.ticket, machine: snap.Machine}
+	if first, ok := j.disk(snap.Machine.Disks[0].ID); ok && first.Scratch != nil {
+		t.dirs = map[sdk.DiskID]string{snap.Machine.Disks[0].ID: dirOf(first.Scratch.File)}
+	}
+	t.req.Quiesce = sdk.QuiesceNone // nothing will be frozen any more
+	t.post(ctx)
+	p.keepGuard(j.ticket.checkpoint(), t.guard)
+	return snap, nil
 }
 
 // reopen answers as the call that began the job did.
@@ -131,10 +160,12 @@ type taking struct {
 	machine sdk.Machine // with the chosen disks only
 	live    domainXML
 	sizes   map[sdk.DiskID]int64
-	track   bool   // make a checkpoint
-	held    bool   // started paused for this
-	still   string // why file systems were not frozen
-	lost    string // why changes are not known
+	dirs    map[sdk.DiskID]string // for scratch files
+	guard   *guard                // nil if it could not be started
+	track   bool                  // make a checkpoint
+	held    bool                  // started paused for this
+	still   string                // why file systems were not frozen
+	lost    string                // why changes are not known
 }
 
 func (t *taking) take(ctx context.Context) (snap sdk.Snapshot, err error) {
@@ -144,14 +175,21 @@ func (t *taking) take(ctx context.Context) (snap sdk.Snapshot, err error) {
 	if err := t.hold(ctx); err != nil {
 		return sdk.Snapshot{}, err
 	}
-	if err := t.clear(ctx); err != nil {
+	if err := t.tidy(ctx); err != nil {
 		return sdk.Snapshot{}, err
 	}
+	if t.dirs, err = t.p.scratchDirs(ctx, t.live); err != nil {
+		return sdk.Snapshot{}, err
+	}
+	t.post(ctx)
 	defer func() {
 		if err != nil {
 			// The caller gets the reason of the failure; what cannot be tidied up now the next run finds by its ticket.
 			_ = t.p.end(ctx, t.dom, t.ticket.checkpoint(), nil, false)
+			t.guard.dismiss()
+			return
 		}
+		t.p.keepGuard(t.ticket.checkpoint(), t.guard)
 	}()
 	j, err := t.begin(ctx)
 	if err != nil {
@@ -165,33 +203,6 @@ func (t *taking) take(ctx context.Context) (snap sdk.Snapshot, err error) {
 		remark(&snap.Note, "%s", t.lost)
 	}
 	return snap, err
-}
-
-// clear removes what an earlier attempt of this very operation, under this very claim, left when QEMU died under it.
-// Older claims' checkpoints may be marks that were kept, and so may those that the request names.
-func (t *taking) clear(ctx context.Context) error {
-	named := make(map[string]bool)
-	for _, text := range t.req.Since {
-		if m, err := parseMark(text); err == nil {
-			named[m.Checkpoint] = true
-		}
-	}
-	known, err := t.p.checkpoints(ctx, t.dom)
-	if err != nil {
-		return err
-	}
-	for name, made := range known {
-		if made.instance != t.ticket.instance || made.epoch != t.ticket.epoch || made.op != t.ticket.op || named[name] {
-			continue
-		}
-		if err := t.p.end(ctx, t.dom, name, nil, false); err != nil {
-			return err
-		}
-		if err := t.hold(ctx); err != nil { // ending let the machine go
-			return err
-		}
-	}
-	return nil
 }
 
 // choose finds the disks to take.
@@ -278,9 +289,12 @@ func (p *platform) holdPaused(ctx context.Context, dom libvirt.Domain, op sdk.Op
 	return p.setMetadata(ctx, dom, xmlnsRun, runMetadata{Op: op.ID, Held: "yes"}, libvirt.DomainAffectLive)
 }
 
-// letGo destroys a held machine, unless somebody set it running meanwhile.
+// letGo destroys a held machine, unless somebody set it running meanwhile, and forgets how an ended snapshot ended.
 func (p *platform) letGo(ctx context.Context, dom libvirt.Domain) error {
 	run, err := p.runOf(ctx, dom)
+	if err == nil && !run.held() && run != nil && run.Broken != "" {
+		return p.setMetadata(ctx, dom, xmlnsRun, nil, libvirt.DomainAffectLive)
+	}
 	if err != nil || !run.held() {
 		return err
 	}
@@ -322,8 +336,7 @@ func (t *taking) begin(ctx context.Context) (*job, error) {
 
 // attempt starts the job frozen, if that is asked and succeeds, and unfrozen otherwise.
 func (t *taking) attempt(ctx context.Context, since map[sdk.DiskID]mark) error {
-	asked := t.req.Quiesce == sdk.QuiesceFileSystem || t.req.Quiesce == sdk.QuiesceApplication
-	if asked && t.machine.State == sdk.StateRunning && t.live.agent() && t.still == "" {
+	if t.freezeLimit() > 0 && t.still == "" {
 		if done, err := t.beginFrozen(ctx, since); done || err != nil {
 			return err
 		}
@@ -379,8 +392,9 @@ func (t *taking) jobXML(since map[sdk.DiskID]mark, attempt int) (*job, error) {
 		}
 		disk := jobDisk{
 			Name: d.Target.Dev, Backup: "yes", Type: "file", Mode: "full",
-			Export:  t.ticket.export(sdk.DiskID(d.Target.Dev)),
-			Scratch: &jobScratch{File: t.p.scratchFile(d, t.ticket.checkpoint())},
+			Export: t.ticket.export(sdk.DiskID(d.Target.Dev)),
+			Scratch: &jobScratch{File: t.dirs[sdk.DiskID(d.Target.Dev)] + "/" +
+				scratchName(t.p.filePrefix(t.machine.ID), t.ticket.stampText(), sdk.DiskID(d.Target.Dev))},
 		}
 		if m, ok := since[sdk.DiskID(d.Target.Dev)]; ok {
 			disk.Mode, disk.Incremental, disk.Bitmap = "incremental", m.Checkpoint, bitmapName(disk.Name)
@@ -388,8 +402,7 @@ func (t *taking) jobXML(since map[sdk.DiskID]mark, attempt int) (*job, error) {
 		j.Disks = append(j.Disks, disk)
 	}
 	var err error
-	first, _ := t.live.disk(t.machine.Disks[0].ID)
-	j.Server, err = t.p.server(t.p.scratchDir(first), t.ticket.stampText(), attempt)
+	j.Server, err = t.p.server(t.dirs[t.machine.Disks[0].ID], t.p.filePrefix(t.machine.ID)+t.ticket.stampText(), attempt)
 	return j, err
 }
 
@@ -438,14 +451,23 @@ func (p *platform) end(ctx context.Context, dom libvirt.Domain, checkpoint strin
 			return err
 		}
 		j = nil
-	} else if err := p.sweepRemains(ctx, dom, checkpoint); err != nil {
-		return err
-	}
-	if !keep {
-		if err := p.deleteCheckpoint(ctx, dom, checkpoint); err != nil {
+	} else if j == nil || !j.ours(p.instance) {
+		d, _, err := p.describe(ctx, dom, liveXML)
+		if err != nil {
+			return err
+		}
+		if err := p.sweepMachine(ctx, dom, d); err != nil {
 			return err
 		}
 	}
+	settle := p.deleteCheckpoint
+	if keep {
+		settle = p.keepCheckpoint
+	}
+	if err := settle(ctx, dom, checkpoint); err != nil {
+		return err
+	}
+	p.relieve(checkpoint)
 	if j != nil {
 		return nil // a younger snapshot still needs the machine
 	}

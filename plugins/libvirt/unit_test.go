@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -106,7 +107,7 @@ func TestSpaces(t *testing.T) {
 // TestTickets holds the names that snapshots of released versions have at hypervisors.
 func TestTickets(t *testing.T) {
 	k := ticket{instance: "0a1b2c3d", epoch: 18446744073709551615, op: "0193-x_y", stamp: 1790000000000000, frozen: true}
-	const export, checkpoint = "holdfast.0a1b2c3d.18446744073709551615.0193-x_y.hmi2nbki68.f.vda", "holdfast-0193-x_y-hmi2nbki68"
+	const export, checkpoint = "holdfast.0a1b2c3d.18446744073709551615.0193-x_y.hmi2nbki68.f.vda", "holdfast-0a1b2c3d-0193-x_y-hmi2nbki68"
 	if k.export("vda") != export || k.checkpoint() != checkpoint {
 		t.Errorf("%s, %s", k.export("vda"), k.checkpoint())
 	}
@@ -117,10 +118,59 @@ func TestTickets(t *testing.T) {
 	if id != "uuid" || name != checkpoint || !ok {
 		t.Errorf("%s, %s, %v", id, name, ok)
 	}
+	made := k
+	made.epoch, made.frozen = 0, false
+	if got, ok := parseCheckpoint(checkpoint); !ok || got != made {
+		t.Errorf("%+v, %v", got, ok)
+	}
+	if _, ok := parseCheckpoint("holdfast-by-hand"); ok {
+		t.Error("any name counts as ours")
+	}
+	const kept = "Holdfast: base of the next backup; instance=0a1b2c3d epoch=18446744073709551615 op=0193-x_y state=kept"
+	if got := k.description(stateKept); got != kept {
+		t.Errorf("description %q", got)
+	}
+	if got, ok := parseDescription(kept); !ok || got.open || got.instance != k.instance || got.epoch != k.epoch || got.op != k.op {
+		t.Errorf("%+v, %v", got, ok)
+	}
+	if got, ok := parseDescription(k.description(stateOpen)); !ok || !got.open {
+		t.Errorf("%+v, %v", got, ok)
+	}
 	for _, foreign := range []string{"", "vda", "holdfast.x.1.a.b.f.vda", "holdfast.0a1b2c3d.99999999999999999999.a.b.f.vda"} {
 		if _, ok := parseExport(foreign); ok {
 			t.Errorf("%q counts as ours", foreign)
 		}
+	}
+}
+
+func TestSizes(t *testing.T) {
+	for text, want := range map[string]int64{
+		"": 0, "1": 1, "512M": 512 << 20, "20G": 20 << 30, "3KiB": 3 << 10, "2T": 2 << 40,
+		"0": -1, "-1G": -1, "G": -1, "1X": -1, "9999999999T": -1, "1 G": -1, "1GG": -1,
+	} {
+		got, err := parseSize(text)
+		if (err == nil) != (want >= 0) || err == nil && got != want {
+			t.Errorf("%q: %d, %v", text, got, err)
+		}
+	}
+}
+
+func TestScratchBounds(t *testing.T) {
+	limit := scratchLimit{Bytes: 100, Free: 50}
+	for use, want := range map[scratchUse]struct {
+		broken bool
+		pause  time.Duration
+	}{
+		{bytes: 10, free: -1}: {false, scratchPause}, {bytes: 50, free: -1}: {false, scratchHaste},
+		{bytes: 100, free: 1000}: {true, scratchHaste}, {bytes: 0, free: 49}: {true, scratchHaste},
+		{bytes: 0, free: 99}: {false, scratchHaste}, {bytes: 0, free: 100}: {false, scratchPause},
+	} {
+		if got := use.broken(limit); got != want.broken || use.pause(limit) != want.pause {
+			t.Errorf("%+v: broken %v, next look after %v", use, got, use.pause(limit))
+		}
+	}
+	if (scratchUse{bytes: 1 << 40, free: -1}).broken(scratchLimit{}) {
+		t.Error("no limit is one")
 	}
 }
 

@@ -1,0 +1,303 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/holdfast-dr/holdfast/sdk"
+	"github.com/holdfast-dr/holdfast/sdk/plugin"
+	"github.com/holdfast-dr/holdfast/testenv/site"
+)
+
+// stoppingConfig is the plugin's with a file that it makes between freeze and thaw, where it stays.
+type stoppingConfig struct {
+	Config
+	Stop string `json:"stop" help:"file to make while the guest is frozen"`
+}
+
+// stoppingAuthor is the plugin, stopped at its worst moment.
+var stoppingAuthor = plugin.Author{
+	Name: "libvirt", Version: "test", Config: &stoppingConfig{}, Type: (*platform)(nil),
+	Open: func(_ context.Context, config any) (sdk.Platform, error) {
+		c := config.(*stoppingConfig)
+		p, err := open(c.Config)
+		if err != nil {
+			return nil, err
+		}
+		p.whileFrozen = func() {
+			if err := os.WriteFile(c.Stop, nil, 0o600); err == nil {
+				select {}
+			}
+		}
+		return p, nil
+	},
+}
+
+// doomedAgent is the variable with the order of an agent that is killed.
+const doomedAgent = "HOLDFAST_TEST_DOOMED_AGENT"
+
+type doomedOrder struct {
+	Settings stoppingConfig
+	Machine  sdk.MachineID
+}
+
+func runDoomedAgent(text string) int {
+	err := func() error {
+		var order doomedOrder
+		if err := json.Unmarshal([]byte(text), &order); err != nil {
+			return err
+		}
+		settings, err := json.Marshal(order.Settings)
+		if err != nil {
+			return err
+		}
+		self, err := os.Executable()
+		if err != nil {
+			return err
+		}
+		sum, err := plugin.Checksum(self)
+		if err != nil {
+			return err
+		}
+		p, err := plugin.Start(context.Background(), plugin.Launch{Path: self, SHA256: sum, Settings: settings})
+		if err != nil {
+			return err
+		}
+		defer p.Close()
+		source, _ := sdk.As[sdk.Source](p.Platform())
+		_, err = source.Snapshot(context.Background(), newOp(), sdk.SnapshotRequest{
+			Machine: order.Machine, Quiesce: sdk.QuiesceFileSystem, Deadline: doomedFreeze,
+		})
+		return err
+	}()
+	fmt.Fprintln(os.Stderr, "the agent lived on:", err)
+	return 1
+}
+
+const doomedFreeze = 3 * time.Second
+
+// family is a process and its descendants, and what each was called with.
+func family(t *testing.T, root int) map[int][]string {
+	t.Helper()
+	parents, arguments := make(map[int]int), make(map[int][]string)
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range dirs {
+		pid, _ := strconv.Atoi(filepath.Base(dir))
+		stat, err1 := os.ReadFile(dir + "/stat")
+		line, err2 := os.ReadFile(dir + "/cmdline")
+		if err1 != nil || err2 != nil {
+			continue // gone
+		}
+		fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+		parents[pid], _ = strconv.Atoi(fields[1])
+		arguments[pid] = strings.Split(strings.TrimRight(string(line), "\x00"), "\x00")
+	}
+	for pid := range arguments {
+		above := pid
+		for above > 1 && above != root {
+			above = parents[above]
+		}
+		if above != root {
+			delete(arguments, pid)
+		}
+	}
+	return arguments
+}
+
+// guards are the processes that watch over snapshots of this test now.
+func guards(t *testing.T) []int {
+	t.Helper()
+	self, err := os.Readlink("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pids []int
+	for pid, args := range family(t, 1) {
+		if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err == nil && exe == self && len(args) == 3 && args[1] == guardArgument {
+			pids = append(pids, pid)
+		}
+	}
+	slices.Sort(pids)
+	return pids
+}
+
+// await waits for a condition.
+func await(t *testing.T, limit time.Duration, what string, met func() bool) time.Duration {
+	t.Helper()
+	began := time.Now()
+	for !met() {
+		if time.Since(began) > limit {
+			t.Fatalf("after %v still not: %s", limit, what)
+		}
+		_ = pause(t.Context(), 20*time.Millisecond)
+	}
+	return time.Since(began)
+}
+
+func frozen(t *testing.T, s *site.Site, g site.Guest) bool {
+	t.Helper()
+	out, err := s.Virsh(t.Context(), "qemu-agent-command", g.Name, `{"execute":"guest-fsfreeze-status"}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Contains(out, "frozen")
+}
+
+// TestGuestIsThawedWhoeverDies kills between freeze and thaw, when nobody else knows that the guest is frozen.
+func TestGuestIsThawedWhoeverDies(t *testing.T) {
+	s := testSite(t)
+	p := testPlatform(t, local(s))
+	g := testGuest(t, s, site.Spec{Name: "frozen"})
+	mustStart(t, g)
+	m := find(t, p, "frozen")
+	waitAgent(t, p, m.ID)
+	before := leftovers(t, g)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	kill := func(t *testing.T, pid int, signal syscall.Signal) {
+		if err := syscall.Kill(pid, signal); err != nil && !errors.Is(err, syscall.ESRCH) {
+			t.Fatal(err)
+		}
+	}
+	isPlugin := func(args []string) bool { return len(args) == 1 && args[0] == self }
+	for _, c := range []struct {
+		name  string
+		limit time.Duration // the promise
+		harm  func(t *testing.T, agent int, family map[int][]string)
+	}{
+		{"plugin killed", 2 * time.Second, func(t *testing.T, agent int, family map[int][]string) {
+			for pid, args := range family {
+				if pid != agent && isPlugin(args) {
+					kill(t, pid, syscall.SIGKILL)
+				}
+			}
+		}},
+		{"everything below the agent killed", 2 * time.Second, func(t *testing.T, _ int, family map[int][]string) {
+			for pid := range family {
+				kill(t, pid, syscall.SIGKILL)
+			}
+		}},
+		{"everything below the agent stopped", doomedFreeze + 3*time.Second, func(t *testing.T, _ int, family map[int][]string) {
+			for pid := range family {
+				kill(t, pid, syscall.SIGSTOP)
+			}
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			marker := filepath.Join(t.TempDir(), "frozen")
+			order, err := json.Marshal(doomedOrder{Settings: stoppingConfig{Config: local(s), Stop: marker}, Machine: m.ID})
+			if err != nil {
+				t.Fatal(err)
+			}
+			agent := exec.Command(self)
+			agent.Env = append(os.Environ(), doomedAgent+"="+string(order))
+			agent.Stderr = os.Stderr
+			if err := agent.Start(); err != nil {
+				t.Fatal(err)
+			}
+			var doomed map[int][]string
+			defer func() {
+				for pid := range doomed {
+					kill(t, pid, syscall.SIGKILL)
+				}
+				_ = agent.Process.Kill()
+				_ = agent.Wait()
+			}()
+			await(t, 20*time.Second, "the guest was frozen", func() bool {
+				_, err := os.Stat(marker)
+				return err == nil
+			})
+			if !frozen(t, s, g) {
+				t.Fatal("the plugin stopped too early or too late: the guest is not frozen")
+			}
+			doomed = family(t, agent.Process.Pid)
+			if len(doomed) < 2 {
+				t.Fatalf("the agent's processes: %v", doomed)
+			}
+			c.harm(t, agent.Process.Pid, doomed)
+			took := await(t, c.limit, "the guest is thawed", func() bool { return !frozen(t, s, g) })
+			t.Logf("thawed after %v", took)
+			console(t, g, "echo alive >/data/alive && sync")
+			for pid := range doomed {
+				kill(t, pid, syscall.SIGKILL)
+			}
+			// It thaws again, in case that libvirt had got hold of the thaw before the freeze.
+			await(t, 30*time.Second, "the guard has ended", func() bool { return len(guards(t)) == 0 })
+		})
+	}
+	snap := snapshot(t, p, newOp(), sdk.SnapshotRequest{Machine: m.ID, Quiesce: sdk.QuiesceFileSystem})
+	if snap.Achieved != sdk.QuiesceFileSystem {
+		t.Errorf("the snapshot after that: %s, %q", snap.Achieved, snap.Note)
+	}
+	if len(guards(t)) != 1 {
+		t.Errorf("guards of one open snapshot: %v", guards(t))
+	}
+	end(t, p, newOp(), snap, false)
+	await(t, 10*time.Second, "the guard has ended with its snapshot", func() bool { return len(guards(t)) == 0 })
+	nothingLeft(t, g, before)
+}
+
+// TestBackupEndsBeforeTheGuestSuffers lets a guest overwrite more than scratch files may hold, while nobody reads.
+func TestBackupEndsBeforeTheGuestSuffers(t *testing.T) {
+	s := testSite(t)
+	tight := local(s)
+	tight.ScratchLimit = "8M"
+	p := testPlatform(t, tight)
+	ctx := t.Context()
+	g := testGuest(t, s, site.Spec{Name: "busy"})
+	mustStart(t, g)
+	m := find(t, p, "busy")
+	before := leftovers(t, g)
+	first := snapshot(t, p, newOp(), sdk.SnapshotRequest{Machine: m.ID})
+	end(t, p, newOp(), first, true)
+
+	second := snapshot(t, p, newOp(), sdk.SnapshotRequest{Machine: m.ID, Since: first.Marks})
+	console(t, g, "dd if=/dev/zero of=/data/blob bs=1M count=30 && sync") // fails if a write does
+	var gone error
+	await(t, 20*time.Second, "the snapshot is ended", func() bool {
+		disk, err := p.OpenDisk(ctx, second, "vdb")
+		if err == nil {
+			disk.Close()
+		}
+		gone = err
+		return err != nil
+	})
+	if !errors.Is(gone, sdk.ErrUnavailable) || !strings.Contains(gone.Error(), "spare the guest") || !strings.Contains(sdk.HintOf(gone), "scratch_limit") {
+		t.Errorf("a disk of the snapshot: %v, hint %q", gone, sdk.HintOf(gone))
+	}
+	console(t, g, "echo alive >/data/alive && sync")
+	end(t, p, newOp(), second, false)
+	await(t, 10*time.Second, "the guard has ended", func() bool { return len(guards(t)) == 0 })
+
+	// The mark from before is as good as it was.
+	third := snapshot(t, p, newOp(), sdk.SnapshotRequest{Machine: m.ID, Since: first.Marks})
+	changed := int64(0)
+	for e, err := range p.Changed(ctx, third, "vdb") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		changed += e.Length
+	}
+	if changed < 30<<20 {
+		t.Errorf("%d bytes changed, the guest wrote 30 MiB", changed)
+	}
+	end(t, p, newOp(), third, false)
+	release(t, p, first)
+	nothingLeft(t, g, before)
+}
