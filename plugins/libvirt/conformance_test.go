@@ -80,28 +80,34 @@ func TestConformance(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	start := func() (sdk.Platform, error) {
-		process, err := plugin.Start(context.Background(), plugin.Launch{Path: path, SHA256: sum, Settings: settings})
+	wire := new(conformance.Wire)
+	start := func() (conformance.Process, error) {
+		process, err := plugin.Start(context.Background(), plugin.Launch{Path: path, SHA256: sum, Settings: settings, WrapData: wire.Wrap})
 		if err != nil {
-			return nil, err
+			return conformance.Process{}, err
 		}
 		t.Cleanup(func() { process.Close() })
-		return process.Platform(), nil
+		return conformance.Control(process), nil
 	}
 	p, err := start()
 	if err != nil {
 		t.Fatal(err)
 	}
-	conformance.Run(t, func(t *testing.T) conformance.Fixture { return conformanceFixture(t, s, g, p, start) })
+	conformance.Run(t, func(t *testing.T) conformance.Fixture {
+		f := conformanceFixture(t, s, g, p.Platform, func() (sdk.Platform, error) {
+			p, err := start()
+			return p.Platform, err
+		})
+		f.Process, f.Wire = start, wire
+		return f
+	})
 }
 
 func conformanceFixture(t *testing.T, s *site.Site, g site.Guest, p sdk.Platform, fresh func() (sdk.Platform, error)) conformance.Fixture {
 	t.Helper()
 	ctx := context.Background()
-	byID := func(id sdk.MachineID) (site.Guest, error) {
-		name, err := s.Virsh(ctx, "domname", string(id))
-		return s.Guest(name), err
-	}
+	// virsh knows machines by their ids, too, and those have no odd names.
+	byID := func(id sdk.MachineID) site.Guest { return s.Guest(string(id)) }
 	id, err := s.Virsh(ctx, "domuuid", g.Name)
 	if err != nil {
 		t.Fatal(err)
@@ -112,19 +118,9 @@ func conformanceFixture(t *testing.T, s *site.Site, g site.Guest, p sdk.Platform
 		Space: "con", Foreign: "umbrella-",
 		Write: func(disk sdk.DiskID, off int64, data []byte) error { return writeAsGuest(t, s, g, disk, off, data) },
 		Read: func(id sdk.MachineID, disk sdk.DiskID, off int64, data []byte) error {
-			machine, err := byID(id)
-			if err != nil {
-				return err
-			}
-			return readOff(t, machine, disk, off, data)
+			return readOff(t, byID(id), disk, off, data)
 		},
-		Remove: func(id sdk.MachineID) error {
-			machine, err := byID(id)
-			if err != nil {
-				return err
-			}
-			return machine.Remove(ctx)
-		},
+		Remove:  func(id sdk.MachineID) error { return byID(id).Remove(ctx) },
 		Objects: func() ([]string, error) { return g.Leftovers(ctx) },
 		Draft:   sdk.DraftSpec{Machine: sdk.Machine{Name: "restored", CPUs: 2, MemoryBytes: 64 << 20}},
 	}
@@ -165,7 +161,7 @@ func readOff(t *testing.T, g site.Guest, disk sdk.DiskID, off int64, data []byte
 	if err != nil {
 		return err
 	}
-	index := map[sdk.DiskID]int{"vda": 0, "vdb": 1}[disk]
+	index := int(disk[len(disk)-1] - 'a')
 	raw := filepath.Join(t.TempDir(), "disk.raw")
 	if out, err := exec.Command(testenv.Tool(t, "qemu-img"), "convert", "-O", "raw", images[index], raw).CombinedOutput(); err != nil {
 		return fmt.Errorf("%w: %s", err, out)

@@ -15,13 +15,19 @@ import (
 
 // Run runs every check as a test of its own.
 func Run(t *testing.T, open func(t *testing.T) Fixture) {
-	f := open(t)
+	s := newSession(open(t))
 	var skipped []string
 	for i, check := range Checks() {
+		if !s.picks(check) {
+			continue
+		}
 		t.Run(check.Name, func(t *testing.T) {
-			r := check.Run(t.Context(), f, i)
+			r := s.run(t.Context(), check, i)
 			for _, problem := range r.Problems {
 				t.Error(problem)
+			}
+			if len(r.Problems) > 0 {
+				t.Log("the rule: " + check.Rule)
 			}
 			if r.Skipped != "" {
 				skipped = append(skipped, check.Name+": "+r.Skipped)
@@ -34,17 +40,33 @@ func Run(t *testing.T, open func(t *testing.T) Fixture) {
 	}
 }
 
-// Run runs one check. number is different for every check on one Fixture, and
-// ascends.
-func (k Check) Run(ctx context.Context, f Fixture, number int) Result {
+// session is one run of the suite over one fixture.
+type session struct {
+	fixture Fixture
+	ledger  *ledger
+}
+
+func newSession(f Fixture) *session {
+	s := &session{fixture: f, ledger: newLedger(f.callLimit())}
+	s.fixture.Platform = &guard{f.Platform, s.ledger}
+	return s
+}
+
+func (s *session) picks(k Check) bool {
+	return s.fixture.Only == nil || s.fixture.Only.MatchString(k.Name)
+}
+
+// run runs one check. number is different for every check, and ascends.
+func (s *session) run(ctx context.Context, k Check, number int) Result {
 	started := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, f.timeout())
+	ctx, cancel := context.WithTimeout(ctx, s.fixture.timeout())
 	defer cancel()
 	c := &checker{
-		Fixture: f, ctx: ctx, result: Result{Check: k.Name},
-		// Two epochs for a check: some need a newer claim.
-		epoch: f.Epoch + uint64(number)*epochsPerCheck, prefix: fmt.Sprintf("%s/%d", k.Name, started.UnixNano()),
+		Fixture: s.fixture, ctx: ctx, result: Result{Check: k.Name}, ledger: s.ledger, started: started,
+		// Many epochs for a check: some need newer claims.
+		epoch: s.fixture.Epoch + uint64(number)*epochsPerCheck, prefix: fmt.Sprintf("%s/%d", k.Name, started.UnixNano()),
 	}
+	s.ledger.begin(k.Name)
 	if k.Ability != "" && !c.offers(k.Ability) {
 		c.result.Skipped = "the platform does not offer " + string(k.Ability)
 		return c.result
@@ -66,13 +88,16 @@ func (k Check) Run(ctx context.Context, f Fixture, number int) Result {
 	return c.result
 }
 
-const epochsPerCheck = 8
+// epochsPerCheck is how many epochs a check has; the last one is for tidying up.
+const epochsPerCheck = 64
 
 // checker is what a check works with.
 type checker struct {
 	Fixture
 	ctx     context.Context
 	result  Result
+	ledger  *ledger
+	started time.Time
 	epoch   uint64
 	prefix  string
 	cleanup []func()
@@ -157,7 +182,7 @@ func (c *checker) fresh() sdk.Platform {
 	p, err := c.Fresh()
 	c.must("open a fresh platform", err)
 	c.later(func() { c.want("close a fresh platform", p.Close(), nil) })
-	return p
+	return &guard{p, c.ledger}
 }
 
 func (c *checker) source(p sdk.Platform) sdk.Source         { return need[sdk.Source](c, p) }
@@ -176,29 +201,30 @@ func need[T any](c *checker, p sdk.Platform) T {
 // settle repeats a call while it answers ErrPending.
 func settle[T any](c *checker, call func() (T, error)) (T, error) {
 	for {
-		started := time.Now()
 		v, err := call()
-		if took := time.Since(started); took > sdk.CallLimit+time.Second {
-			c.errorf("a call took %s; the limit is %s", took.Round(time.Millisecond), sdk.CallLimit)
-		}
 		if !errors.Is(err, sdk.ErrPending) {
 			return v, err
 		}
 		pause := 10 * time.Millisecond
 		var e *sdk.Error
 		if errors.As(err, &e) {
-			if e.Progress < 0 || e.Progress > 1 {
-				c.errorf("ErrPending with progress %v, want 0 to 1", e.Progress)
-			}
 			pause = max(min(e.After, 5*time.Second), pause)
 		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-timer.C:
-		case <-c.ctx.Done():
-			timer.Stop()
-			return v, c.ctx.Err()
+		if err := c.pause(pause); err != nil {
+			return v, err
 		}
+	}
+}
+
+// pause waits; it fails if the check has no more time.
+func (c *checker) pause(d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-c.ctx.Done():
+		return c.ctx.Err()
 	}
 }
 

@@ -10,14 +10,16 @@ import (
 )
 
 var platformChecks = []Check{
-	{Name: "platform/inventory", run: inventory},
-	{Name: "platform/inventory-given-up", run: inventoryGivenUp},
-	{Name: "platform/fresh-process-agrees", run: freshProcessAgrees},
-	{Name: "platform/probe", run: probe},
-	{Name: "platform/probe-unknown", run: probeUnknown},
-	{Name: "platform/cancel-unknown", run: cancelUnknown},
-	{Name: "platform/cancelled-context", run: cancelledContext},
-	{Name: "platform/parallel-calls", run: parallelCalls},
+	{"platform/inventory", "", "The inventory lists machines and disks with ids of their own, in known states, within the bounds.", inventory},
+	{"platform/inventory-given-up", "", "A listing that its caller gives up does not spoil the next.", inventoryGivenUp},
+	{"platform/fresh-process-agrees", "", "A fresh process sees the same machines and offers the same abilities.", freshProcessAgrees},
+	{"platform/probe", "", "Probe says what works, and of what does not, why.", probe},
+	{"platform/probe-unknown", "", "Probe answers ErrNotFound for a machine or a disk that does not exist.", probeUnknown},
+	{"platform/cancel-unknown", "", "Cancelling an operation that nobody knows is nil, and can be repeated.", cancelUnknown},
+	{"platform/cancelled-context", "", "A call whose context has ended fails with that, and the next one works.", cancelledContext},
+	{"platform/closed-is-closed", "", "Close can be repeated, and a call after it fails instead of working or hanging.", closedIsClosed},
+	{"platform/sentinels-arrive", "", "Every sentinel reaches the caller as itself, with its hint and whose fault it is.", sentinelsArrive},
+	{"platform/parallel-calls", "", "Calls from several goroutines do not disturb each other.", parallelCalls},
 }
 
 // unknown is a name that no back-end has given to anything.
@@ -40,7 +42,7 @@ func inventory(c *checker) {
 				c.errorf("disk %q of machine %s has the id %q, which is empty or another's", d.Name, m.ID, d.ID)
 			}
 			disks[d.ID] = true
-			if d.Skip == "" && d.SizeBytes <= 0 {
+			if d.Skip == "" && d.SizeBytes < 0 {
 				c.errorf("disk %s of machine %s has %d bytes", d.ID, m.ID, d.SizeBytes)
 			}
 		}
@@ -158,5 +160,49 @@ func parallelCalls(c *checker) {
 	close(faults)
 	for err := range faults {
 		c.want("calls from several goroutines", err, nil)
+	}
+}
+
+func closedIsClosed(c *checker) {
+	p, err := c.Fresh()
+	c.must("open a fresh platform", err)
+	g := &guard{p, c.ledger}
+	for range 2 {
+		c.want("close, and again", g.Close(), nil)
+	}
+	if _, err := g.Probe(c.ctx, sdk.Subject{}); err == nil {
+		c.errorf("probe works after the platform was closed")
+	}
+	_, err = c.Platform.Probe(c.ctx, sdk.Subject{})
+	c.want("probe on the platform that is still open", err, nil)
+}
+
+// sentinelsArrive has the back-end fail in every way that it can be made to.
+func sentinelsArrive(c *checker) {
+	if c.Provoke == nil {
+		c.skipf("the fixture cannot make the back-end fail")
+	}
+	provoked := 0
+	for _, code := range sdk.Codes() {
+		err := c.Provoke(code)
+		if errors.Is(err, sdk.ErrUnsupported) {
+			continue
+		}
+		c.must("make the back-end fail with "+string(code), err)
+		provoked++
+		_, err = c.Platform.Probe(c.ctx, sdk.Subject{})
+		c.want("a probe that fails with "+string(code), err, code.Sentinel())
+		if err != nil && sdk.HintOf(err) == "" {
+			c.errorf("the error %q has lost its hint", err)
+		}
+		var e *sdk.Error
+		if !errors.As(err, &e) {
+			c.errorf("the error %q does not say whose fault it is", err)
+		}
+		_, err = c.Platform.Probe(c.ctx, sdk.Subject{})
+		c.want("the probe after it", err, nil)
+	}
+	if provoked == 0 {
+		c.skipf("the fixture cannot make the back-end fail with any sentinel")
 	}
 }

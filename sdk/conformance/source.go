@@ -11,23 +11,27 @@ import (
 )
 
 var sourceChecks = []Check{
-	{"source/unknown-names", sdk.AbilitySource, sourceUnknownNames},
-	{"source/snapshot-repeats", sdk.AbilitySource, snapshotRepeats},
-	{"source/second-snapshot-is-busy", sdk.AbilitySource, secondSnapshotIsBusy},
-	{"source/newer-claim-ends-older-snapshot", sdk.AbilitySource, newerClaimEndsOlder},
-	{"source/older-claim-is-fenced", sdk.AbilitySource, olderClaimIsFenced},
-	{"source/some-disks", sdk.AbilitySource, someDisks},
-	{"source/quiesce-says-what-was-achieved", sdk.AbilitySource, quiesce},
-	{"source/reader", sdk.AbilitySource, reader},
-	{"source/extents", sdk.AbilitySource, extents},
-	{"source/snapshot-stays-as-it-was", sdk.AbilitySource, snapshotStays},
-	{"source/one-moment-of-all-disks", sdk.AbilitySource, oneMoment},
-	{"source/end-repeats", sdk.AbilitySource, endRepeats},
-	{"source/leaves-nothing", sdk.AbilitySource, sourceLeavesNothing},
+	{"source/unknown-names", sdk.AbilitySource, "Machines, disks and snapshots that do not exist are ErrNotFound; ending an unknown snapshot is nil.", sourceUnknownNames},
+	{"source/snapshot-repeats", sdk.AbilitySource, "A fresh process, asked again with the same Op.ID, answers the same snapshot.", snapshotRepeats},
+	{"source/second-snapshot-is-busy", sdk.AbilitySource, "A second snapshot of a machine under the same claim is ErrBusy.", secondSnapshotIsBusy},
+	{"source/newer-claim-ends-older-snapshot", sdk.AbilitySource, "A snapshot under a newer claim ends one that an older claim left open.", newerClaimEndsOlder},
+	{"source/older-claim-is-fenced", sdk.AbilitySource, "A claim older than one that was seen is ErrFenced.", olderClaimIsFenced},
+	{"source/some-disks", sdk.AbilitySource, "A snapshot of some disks holds those and no others.", someDisks},
+	{"source/quiesce-says-what-was-achieved", sdk.AbilitySource, "A snapshot says how still the machine got, and if less than asked, why.", quiesce},
+	{"source/reader", sdk.AbilitySource, "A reader follows io.ReaderAt, for any offset and length, from several goroutines.", reader},
+	{"source/extents", sdk.AbilitySource, "Extents are ascending, without gaps, inside the range, and zero where they say so.", extents},
+	{"source/snapshot-stays-as-it-was", sdk.AbilitySource, "A snapshot shows its moment, whatever the guest writes after it.", snapshotStays},
+	{"source/one-moment-of-all-disks", sdk.AbilitySource, "All disks of a snapshot show the same moment.", oneMoment},
+	{"source/end-repeats", sdk.AbilitySource, "Ending a snapshot can be repeated, and frees the machine for the same claim.", endRepeats},
+	{"source/leaves-nothing", sdk.AbilitySource, "A snapshot that has ended leaves nothing at the back-end.", sourceLeavesNothing},
 }
 
 // grain is the size of what the checks write and compare.
 const grain = 64 << 10
+
+// step is how much is read in one go. What a range costs on the wire depends
+// on it: zeroes may travel as a note.
+const step = 1 << 20
 
 // snapshot takes a snapshot of the machine and ends it with the check.
 func (c *checker) snapshot(name string, newer uint64, since map[sdk.DiskID]sdk.Mark) sdk.Snapshot {
@@ -61,8 +65,8 @@ func (c *checker) content(p sdk.Platform, snap sdk.Snapshot, disk sdk.DiskID) []
 		c.fatalf("disk %s has %d bytes; the machine of the fixture has disks of at most 64 MiB", disk, r.Size())
 	}
 	data := make([]byte, r.Size())
-	for off := int64(0); off < r.Size(); off += 1 << 20 {
-		piece := data[off:min(off+1<<20, r.Size())]
+	for off := int64(0); off < r.Size(); off += step {
+		piece := data[off:min(off+step, r.Size())]
 		n, err := r.ReadAt(piece, off)
 		if n != len(piece) || err != nil && !errors.Is(err, io.EOF) {
 			c.fatalf("read disk %s at %d: %d bytes, %v", disk, off, n, err)

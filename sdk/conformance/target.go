@@ -2,6 +2,9 @@ package conformance
 
 import (
 	"bytes"
+	"errors"
+	"fmt"
+	"io"
 	"math/rand/v2"
 	"slices"
 
@@ -9,18 +12,18 @@ import (
 )
 
 var targetChecks = []Check{
-	{"target/unknown-names", sdk.AbilityTarget, targetUnknownNames},
-	{"target/unknown-network", sdk.AbilityTarget, unknownNetwork},
-	{"target/draft-becomes-a-machine", sdk.AbilityTarget, draftBecomesMachine},
-	{"target/draft-is-invisible", sdk.AbilityTarget, draftIsInvisible},
-	{"target/repeats", sdk.AbilityTarget, targetRepeats},
-	{"target/abort-leaves-nothing", sdk.AbilityTarget, abortLeavesNothing},
-	{"target/shape", sdk.AbilityTarget, shape},
-	{"target/writer-before-is-fenced", sdk.AbilityTarget, writerIsFenced},
-	{"target/older-claim-is-fenced", sdk.AbilityTarget, draftOlderClaim},
-	{"target/foreign-space-is-denied", sdk.AbilityTarget, foreignSpace},
-	{"target/replace", sdk.AbilityTarget, replace},
-	{"target/replace-of-a-running-machine-is-busy", sdk.AbilityTarget, replaceRunning},
+	{"target/unknown-names", sdk.AbilityTarget, "Drafts, disks and machines that do not exist are ErrNotFound; aborting an unknown draft is nil.", targetUnknownNames},
+	{"target/unknown-network", sdk.AbilityTarget, "A network that does not exist is ErrInvalid, with the existing ones in the hint.", unknownNetwork},
+	{"target/draft-becomes-a-machine", sdk.AbilityTarget, "A committed draft is a machine that is off, with a new identity and the bytes that were written.", draftBecomesMachine},
+	{"target/draft-is-invisible", sdk.AbilityTarget, "A draft is not in the inventory.", draftIsInvisible},
+	{"target/repeats", sdk.AbilityTarget, "A fresh process, asked again with the same Op.ID, answers the same draft and the same machine.", targetRepeats},
+	{"target/abort-leaves-nothing", sdk.AbilityTarget, "An aborted draft leaves nothing, and takes no more writes.", abortLeavesNothing},
+	{"target/shape", sdk.AbilityTarget, "A writer takes what its shape allows, refuses what it does not, and nothing beyond the end.", shape},
+	{"target/writer-before-is-fenced", sdk.AbilityTarget, "Opening a disk again disconnects the writer before.", writerIsFenced},
+	{"target/older-claim-is-fenced", sdk.AbilityTarget, "A draft belongs to the newest claim that opened, committed or aborted it.", draftOlderClaim},
+	{"target/foreign-space-is-denied", sdk.AbilityTarget, "Nothing can be done to a draft or a machine from another space.", foreignSpace},
+	{"target/replace", sdk.AbilityTarget, "A machine that is restored over keeps its identity and gets new disks.", replace},
+	{"target/replace-of-a-running-machine-is-busy", sdk.AbilityTarget, "A machine that runs is not restored over.", replaceRunning},
 }
 
 // draftSizes are the disks of a draft: one of an odd number of grains, so that
@@ -118,13 +121,15 @@ func (c *checker) fill(w sdk.BlockWriter, seed uint64) []byte {
 	return want
 }
 
-// holds compares a disk of a machine with what was written.
+// holds compares the beginning of a disk of a machine with what was written.
 func (c *checker) holds(id sdk.MachineID, disk sdk.DiskID, want []byte) {
-	if c.Read == nil {
+	if len(want) == 0 {
 		return
 	}
-	got := make([]byte, len(want))
-	c.must("read disk "+string(disk)+" of the new machine", c.Read(id, disk, 0, got))
+	got, ok := c.readBack(id, disk, int64(len(want)))
+	if !ok {
+		return
+	}
 	for off := 0; off < len(want); off += 512 {
 		end := min(off+512, len(want))
 		if !bytes.Equal(got[off:end], want[off:end]) {
@@ -132,6 +137,37 @@ func (c *checker) holds(id sdk.MachineID, disk sdk.DiskID, want []byte) {
 			return
 		}
 	}
+}
+
+// readBack reads n bytes of a machine that is off: as the fixture can, or else
+// through a snapshot, if one can be taken.
+func (c *checker) readBack(id sdk.MachineID, disk sdk.DiskID, n int64) ([]byte, bool) {
+	got := make([]byte, n)
+	if c.Read != nil {
+		c.must("read disk "+string(disk)+" of the new machine", c.Read(id, disk, 0, got))
+		return got, true
+	}
+	if !c.offers(sdk.AbilitySource) {
+		return nil, false
+	}
+	report, err := c.Platform.Probe(c.ctx, sdk.Subject{Machine: id})
+	c.must("probe the new machine", err)
+	if works, _ := report.Works(sdk.AbilitySource); !works {
+		return nil, false
+	}
+	source, op := c.source(c.Platform), c.op(fmt.Sprintf("read %s %s", id, disk), epochsPerCheck-2)
+	snap, err := settle(c, func() (sdk.Snapshot, error) {
+		return source.Snapshot(c.ctx, op, sdk.SnapshotRequest{Machine: id, Disks: []sdk.DiskID{disk}})
+	})
+	c.must("take a snapshot of the new machine", err)
+	defer func() { c.want("end the snapshot of the new machine", c.end(snap, epochsPerCheck-2, false), nil) }()
+	r, err := settle(c, func() (sdk.BlockReader, error) { return source.OpenDisk(c.ctx, snap, disk) })
+	c.must("open disk "+string(disk)+" of the new machine", err)
+	defer func() { c.want("close disk "+string(disk), r.Close(), nil) }()
+	if m, err := r.ReadAt(got, 0); int64(m) != n || err != nil && !errors.Is(err, io.EOF) {
+		c.fatalf("read disk %s of the new machine: %d bytes of %d, %v", disk, m, n, err)
+	}
+	return got, true
 }
 
 func targetUnknownNames(c *checker) {

@@ -9,13 +9,13 @@ import (
 )
 
 var trackerChecks = []Check{
-	{"change-tracker/marks", sdk.AbilityChangeTracker, marks},
-	{"change-tracker/changed-is-complete", sdk.AbilityChangeTracker, changedIsComplete},
-	{"change-tracker/failed-run-keeps-the-mark", sdk.AbilityChangeTracker, failedRunKeepsTheMark},
-	{"change-tracker/worthless-marks-are-lost", sdk.AbilityChangeTracker, worthlessMarks},
-	{"change-tracker/release", sdk.AbilityChangeTracker, release},
-	{"change-tracker/unknown-names", sdk.AbilityChangeTracker, trackerUnknownNames},
-	{"change-tracker/leaves-nothing", sdk.AbilityChangeTracker, trackerLeavesNothing},
+	{"change-tracker/marks", sdk.AbilityChangeTracker, "Every disk whose changes are tracked has a mark within the bounds, and no other disk has one.", marks},
+	{"change-tracker/changed-is-complete", sdk.AbilityChangeTracker, "Changed leaves out nothing that differs, also what was written while the snapshot before was open.", changedIsComplete},
+	{"change-tracker/failed-run-keeps-the-mark", sdk.AbilityChangeTracker, "A run that failed leaves the marks before it worth as much as they were.", failedRunKeepsTheMark},
+	{"change-tracker/worthless-marks-are-lost", sdk.AbilityChangeTracker, "A mark of nobody, or of another disk, is ErrMarkLost and not a guess.", worthlessMarks},
+	{"change-tracker/release", sdk.AbilityChangeTracker, "Releasing marks can be repeated, and keeps younger ones valid.", release},
+	{"change-tracker/unknown-names", sdk.AbilityChangeTracker, "Changed answers ErrNotFound for a disk or a snapshot that does not exist.", trackerUnknownNames},
+	{"change-tracker/leaves-nothing", sdk.AbilityChangeTracker, "Marks that are released leave nothing at the back-end.", trackerLeavesNothing},
 }
 
 // run is one run of a backup: a snapshot that is kept, and what it showed.
@@ -139,7 +139,14 @@ func changedIsComplete(c *checker) {
 	c.scatter(1)
 	before := c.backup("full", 0, nil, true)
 	for round := range byte(3) {
-		c.scatter(round + 2)
+		if round == 1 {
+			// What is written while a snapshot is open belongs to the next.
+			open := c.snapshot("open", uint64(round)+1, before.snap.Marks)
+			c.scatter(100)
+			c.must("end the snapshot", c.end(open, uint64(round)+1, false))
+		} else {
+			c.scatter(round + 2)
+		}
 		after := c.backup("incremental", uint64(round)+1, before.snap.Marks, true)
 		c.complete(before, after)
 		before = after

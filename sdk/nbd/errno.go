@@ -80,12 +80,23 @@ func (e *ReplyError) Error() string {
 	return fmt.Sprintf("nbd %s: %s: %s", e.Command, e.Errno, e.Message)
 }
 
-// Unwrap gives the number and, where the server is one of ours, the sentinel.
-func (e *ReplyError) Unwrap() []error {
-	if e.kind == nil {
-		return []error{e.Errno}
+// Unwrap gives the sentinel, where the server is one of ours and named it, or
+// else the number. It is not both: a number stands for several sentinels, and
+// the caller has to know what to do next.
+func (e *ReplyError) Unwrap() error {
+	if e.kind != nil {
+		return e.kind
 	}
-	return []error{e.kind, e.Errno}
+	return e.Errno
+}
+
+// As gives the number in any case.
+func (e *ReplyError) As(target any) bool {
+	number, ok := target.(*Errno)
+	if ok {
+		*number = e.Errno
+	}
+	return ok
 }
 
 // newReplyError understands the messages that replyMessage makes. A message of

@@ -1,0 +1,120 @@
+package conformance
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/holdfast-dr/holdfast/sdk"
+)
+
+// callers is how many goroutines make the same call at once.
+const callers = 6
+
+// together makes a call from several goroutines at once.
+func (c *checker) together(call func(i int) error) []error {
+	errs := make([]error, callers)
+	var group sync.WaitGroup
+	for i := range callers {
+		group.Go(func() { errs[i] = call(i) })
+	}
+	group.Wait()
+	return errs
+}
+
+// process is a process of the check's own, which ends with it.
+func (c *checker) process() Process {
+	if c.Process == nil {
+		c.skipf("the fixture has no process that may be killed")
+	}
+	p, err := c.Fixture.Process()
+	c.must("start a process", err)
+	p.Platform = &guard{p.Platform, c.ledger}
+	c.later(func() { c.want("end a process", p.Kill(), nil) })
+	return p
+}
+
+// stoppable is a process that can be stopped, and runs again before it is
+// killed.
+func (c *checker) stoppable() Process {
+	p := c.process()
+	if p.Suspend == nil || p.Resume == nil {
+		c.skipf("the fixture has no process that may be stopped")
+	}
+	c.later(func() { c.want("let the process run", p.Resume(), nil) })
+	return p
+}
+
+// arrival is how long a call is given to reach a process. When it is not
+// enough, less is proved, and nothing fails.
+const arrival = 100 * time.Millisecond
+
+// inFlight stops a process and makes a call that reaches it while it does not
+// run.
+func (c *checker) inFlight(p Process, call func() error) <-chan error {
+	c.must("stop the process", p.Suspend())
+	done := make(chan error, 1)
+	go func() { done <- call() }()
+	c.must("wait for the call to arrive", c.pause(arrival))
+	return done
+}
+
+const (
+	// minRounds is how often a process is killed in the middle of a call, at
+	// different moments; while there is time, it is done as often as there are
+	// moments.
+	minRounds   = 2
+	roundBudget = 3 * time.Second
+)
+
+// rounds runs body for several moments in the middle of a call, given by how
+// long it usually takes.
+func (c *checker) rounds(call string, body func(round uint64, after time.Duration)) {
+	if c.Process == nil {
+		c.skipf("the fixture has no process that may be killed")
+	}
+	typical := c.ledger.typical(call)
+	started := time.Now()
+	for i, after := range []time.Duration{typical / 2, typical / 8, typical * 7 / 8, 0} {
+		if i >= minRounds && time.Since(started) > roundBudget {
+			return
+		}
+		body(uint64(i), after)
+	}
+}
+
+// kill has a process make a call and kills it in the middle. What the call
+// answers, if it does, counts for nothing.
+func (c *checker) kill(after time.Duration, prepare func(sdk.Platform) (call func())) {
+	p := c.process()
+	call := prepare(p.Platform)
+	done := make(chan struct{})
+	go func() { defer close(done); call() }()
+	timer := time.NewTimer(after)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-done:
+	}
+	c.must("kill the process", p.Kill())
+	<-done
+}
+
+// cancelled makes a call whose context ends at once, or in the middle, and
+// reports what breaks the contract. It is for its caller to repeat it.
+func (c *checker) cancelled(what, call string, do func(context.Context) error) {
+	for _, after := range []time.Duration{0, c.ledger.typical(call) / 2} {
+		ctx, cancel := context.WithCancel(c.ctx)
+		if after == 0 {
+			cancel()
+		} else {
+			time.AfterFunc(after, cancel)
+		}
+		err := do(ctx)
+		cancel()
+		if err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, sdk.ErrPending) {
+			c.errorf("%s with a context that was cancelled: %v, want context.Canceled", what, err)
+		}
+	}
+}
