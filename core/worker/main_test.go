@@ -67,7 +67,7 @@ func (p *puppet) Probe(ctx context.Context, subject sdk.Subject) (sdk.Report, er
 		return sdk.Report{}, ctx.Err()
 	case "chatter":
 		line := strings.Repeat("chatter ", 1000)
-		for range 2000 {
+		for range 500 {
 			plugin.Log(ctx).Info(line)
 		}
 		return sdk.Report{Product: "said it"}, nil

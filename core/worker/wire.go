@@ -123,7 +123,7 @@ func toWire(err error) *wireError {
 	for _, code := range sdk.Codes() {
 		if errors.Is(err, code.Sentinel()) {
 			w.Codes = append(w.Codes, code)
-			text = strings.TrimSuffix(text, ": "+code.Sentinel().Error())
+			text = strings.TrimSuffix(strings.TrimSuffix(text, code.Sentinel().Error()), ": ")
 		}
 	}
 	if e, ok := errors.AsType[*sdk.Error](err); ok && e.Fault != "" {
