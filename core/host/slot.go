@@ -161,7 +161,9 @@ func (s *slot) start(ctx context.Context, other *Enabled) (*life, error) {
 // when the plugin was enabled.
 func (l *life) asEnabled() error {
 	d := l.process.Describe()
-	if l.program.Plugin == "" || d.Name == l.program.Plugin && d.Version == l.program.Version && d.Protocol == l.program.Protocol {
+	said, err := descriptionOf(l.program)
+	if l.program.Plugin == "" || err == nil && d.Name == l.program.Plugin && d.Version == l.program.Version &&
+		d.Protocol == l.program.Protocol && d.Guards == said.Guards {
 		return nil
 	}
 	return &otherProgramError{err: sdk.Errorf(sdk.ErrUnavailable, sdk.FaultPlugin,

@@ -20,6 +20,9 @@ func main() {
 		Version: version,
 		Config:  &Config{},
 		Type:    (*platform)(nil),
+		// libvirt's and QEMU's sockets are for root, or for groups that an operator chooses.
+		HostUser: true,
+		Guards:   true,
 		Open: func(_ context.Context, config any) (sdk.Platform, error) {
 			return open(*config.(*Config))
 		},

@@ -27,6 +27,10 @@ type Author struct {
 	// root gives each endpoint's process a user of its own, which may do
 	// nothing; operators can decide otherwise.
 	HostUser bool
+	// Guards says that processes which the plugin starts may outlive it on
+	// purpose, such as one that thaws a guest when the plugin died. A host ends
+	// the others.
+	Guards bool
 	// Type is a value of the type that Open returns, a nil pointer will do. Its
 	// methods say which abilities the plugin can have at most.
 	Type sdk.Platform
@@ -43,6 +47,7 @@ type Description struct {
 	Abilities []sdk.Ability `json:"abilities"` // at most; Probe says what works
 	Config    Schema        `json:"config"`
 	HostUser  bool          `json:"host_user,omitempty"` // see Author
+	Guards    bool          `json:"guards,omitempty"`    // see Author
 }
 
 // Describe is what the program prints when it is run with the argument
@@ -57,7 +62,7 @@ func (a Author) Describe() (Description, error) {
 	}
 	return Description{
 		Name: a.Name, Version: a.Version, Protocol: Protocol,
-		Abilities: typeAbilities(a.Type), Config: schema, HostUser: a.HostUser,
+		Abilities: typeAbilities(a.Type), Config: schema, HostUser: a.HostUser, Guards: a.Guards,
 	}, nil
 }
 

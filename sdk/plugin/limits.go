@@ -4,6 +4,7 @@ import (
 	"os/user"
 	"slices"
 	"strconv"
+	"sync/atomic"
 
 	"github.com/holdfast-dr/holdfast/sdk"
 )
@@ -72,6 +73,8 @@ type confinement struct {
 	limits Limits
 	cgroup string // the directory that gets a cgroup for the process; "" for none
 	cookie string // in the environment of the process and of what it starts
+
+	guards atomic.Bool // what the process starts may outlive it
 
 	own   string // the cgroup that was made
 	unmet []string

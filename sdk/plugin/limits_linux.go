@@ -112,18 +112,27 @@ func (c *confinement) apply(pid int) {
 const emptyLimit = 2 * time.Second
 
 // end kills whatever of the process is left: its group; its cgroup; and, by
-// what they inherited in their environment, children that left both.
+// what they inherited in their environment, children that left both. Of a
+// plugin with guards, only the group.
 func (c *confinement) end(pid int) {
 	_ = syscall.Kill(-pid, syscall.SIGKILL)
+	if c.guards.Load() {
+		return
+	}
 	if c.own != "" {
 		_ = os.WriteFile(filepath.Join(c.own, "cgroup.kill"), []byte("1"), 0)
 	}
 	c.killMarked()
 }
 
-// tidy removes the cgroup.
+// tidy removes the cgroup. One with guards in it stays until the host starts
+// again.
 func (c *confinement) tidy() {
 	if c.own == "" {
+		return
+	}
+	if c.guards.Load() {
+		_ = os.Remove(c.own)
 		return
 	}
 	for deadline := time.Now().Add(emptyLimit); ; {

@@ -49,6 +49,7 @@ type Relay struct {
 	tidy     chan struct{}
 	stop     func()
 	closing  sync.Once
+	guards   *atomic.Bool // see Author
 
 	mutex sync.Mutex             // guards the fields below
 	disks map[string]sdk.Address // by handle
@@ -81,8 +82,9 @@ func StartRelay(ctx context.Context, l Launch, out io.Writer) (*Relay, error) {
 	r := &Relay{
 		pid: running.command.Process.Pid, protocol: client.NegotiatedVersion(), calls: calls,
 		arrivals: newArrivals(), done: running.done, tidy: make(chan struct{}),
-		stop:  func() { kill(client, &started, closeGrace) },
-		disks: make(map[string]sdk.Address),
+		stop:   func() { kill(client, &started, closeGrace) },
+		guards: &running.keep.guards,
+		disks:  make(map[string]sdk.Address),
 	}
 	r.server = grpc.NewServer(
 		grpc.ForceServerCodecV2(unread{}), grpc.UnknownServiceHandler(r.forward),
@@ -225,6 +227,9 @@ func (r *Relay) learn(method string, answer message) {
 		GetDisk() *pluginv1.OpenedDisk
 	}
 	switch method {
+	case pluginv1.PluginService_Describe_FullMethodName:
+		r.described(answer)
+		return
 	case pluginv1.PluginService_OpenDisk_FullMethodName:
 		opened = &pluginv1.OpenDiskResponse{}
 	case pluginv1.PluginService_OpenDraftDisk_FullMethodName:
@@ -250,6 +255,17 @@ func (r *Relay) learn(method string, answer message) {
 	for len(r.order) > maxLearned {
 		delete(r.disks, r.order[0])
 		r.order = r.order[1:]
+	}
+}
+
+// described learns whether what the process starts may outlive it.
+func (r *Relay) described(answer message) {
+	var resp pluginv1.DescribeResponse
+	if proto.Unmarshal(answer.bytes, &resp) != nil {
+		return
+	}
+	if d, err := parseDescription(resp.GetJson()); err == nil {
+		r.guards.Store(d.Guards)
 	}
 }
 

@@ -166,6 +166,7 @@ func Start(ctx context.Context, l Launch) (*Process, error) {
 	running := started.Load()
 	p.pid, p.done, p.tidy = running.command.Process.Pid, running.done, tidy
 	p.unmet = running.keep.unmet
+	running.keep.guards.Store(p.description.Guards)
 	p.ended = func() string { return running.command.ProcessState.String() }
 	p.platform.gone, p.platform.dir = running.done, running.dir
 	asked := make(chan struct{})
