@@ -33,6 +33,7 @@ var zeroes [1 << 20]byte
 // Client is an open export. Its methods may be called from several goroutines.
 type Client struct {
 	details *details
+	tally   *tally
 	links   []*link
 	next    atomic.Uint32
 
@@ -45,11 +46,12 @@ type Client struct {
 
 // Dial opens an export. The context bounds the opening only.
 func Dial(ctx context.Context, o Options) (*Client, error) {
+	o.tally = new(tally)
 	first, d, err := open(ctx, o)
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{details: d}
+	c := &Client{details: d, tally: o.tally}
 	c.blocks.New = func() any { b := make([]byte, d.minBlock); return &b }
 	c.adopt(first, o)
 	if d.has(flagReadOnly) || d.has(flagMultiConn) {
@@ -80,7 +82,7 @@ func open(ctx context.Context, o Options) (*haggle, *details, error) {
 }
 
 func (c *Client) adopt(h *haggle, o Options) {
-	c.links = append(c.links, newLink(h.conn, c.details, o.timeout(), &c.fate, c.broke))
+	c.links = append(c.links, newLink(h.conn, c.details, c.tally, o.timeout(), &c.fate, c.broke))
 }
 
 // more opens the other connections at once. The server may refuse them, but

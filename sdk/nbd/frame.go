@@ -34,7 +34,11 @@ type frameWriter struct {
 
 func newFrameWriter(conn net.Conn, timeout time.Duration) *frameWriter {
 	w := &frameWriter{conn: conn, timeout: timeout, joined: true}
-	switch conn.(type) {
+	socket := conn
+	if c, ok := conn.(*counted); ok {
+		socket = c.Conn
+	}
+	switch socket.(type) {
 	case *net.TCPConn, *net.UnixConn:
 		w.joined = false
 	}
@@ -78,7 +82,12 @@ func (w *frameWriter) writeFirst(head, body []byte) error {
 	}
 	w.pair = [2][]byte{head, body}
 	w.gather = w.pair[:]
-	_, err := w.gather.WriteTo(w.conn)
+	var err error
+	if c, ok := w.conn.(*counted); ok {
+		err = c.writeTwo(&w.gather)
+	} else {
+		_, err = w.gather.WriteTo(w.conn)
+	}
 	w.pair = [2][]byte{}
 	return err
 }

@@ -65,7 +65,7 @@ func FuzzClientReplies(f *testing.F) {
 	f.Add(false, seed(f, "67446698 00000000 0000000000000001 6461746164617461 67446698 00000005 0000000000000003"))
 	f.Fuzz(func(t *testing.T, structured bool, said []byte) {
 		d := &details{size: 8192, structured: structured, flags: flagHasFlags, minBlock: 1, maxBlock: maxPayload}
-		l := newLink(newTape(said), d, time.Minute, new(fate), func(error) {})
+		l := newLink(newTape(said), d, new(tally), time.Minute, new(fate), func(error) {})
 		read := newRequest(cmdRead, 4096, 8)
 		read.buf = bytes.Repeat([]byte{0xa5}, 8)
 		status := newRequest(cmdBlockStatus, 4096, 4096)

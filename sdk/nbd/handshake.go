@@ -44,6 +44,8 @@ type Options struct {
 	// Dialer replaces the ordinary way to connect, for callers that reach the
 	// server through something else. It is called once for each connection.
 	Dialer func(ctx context.Context) (net.Conn, error)
+
+	tally *tally // counts what moves; nil: nobody asks
 }
 
 // DefaultTimeout is far above what a healthy server takes for a read or a
@@ -109,6 +111,9 @@ func dial(ctx context.Context, o Options) (net.Conn, error) {
 	conn, err := call(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("dial nbd server: %w: %w", sdk.ErrUnavailable, err)
+	}
+	if o.tally != nil {
+		conn = &counted{Conn: conn, tally: o.tally}
 	}
 	return conn, nil
 }

@@ -79,6 +79,7 @@ func (f *fate) seal(err error) error {
 type link struct {
 	conn    net.Conn
 	details *details
+	tally   *tally
 	timeout time.Duration
 	fate    *fate
 	onBreak func(error) // called once, with what the link broke of
@@ -98,9 +99,9 @@ type link struct {
 	err     error // why the link is broken
 }
 
-func newLink(conn net.Conn, d *details, timeout time.Duration, shared *fate, onBreak func(error)) *link {
+func newLink(conn net.Conn, d *details, t *tally, timeout time.Duration, shared *fate, onBreak func(error)) *link {
 	l := &link{
-		conn: conn, details: d, timeout: timeout, fate: shared, onBreak: onBreak,
+		conn: conn, details: d, tally: t, timeout: timeout, fate: shared, onBreak: onBreak,
 		pulse:   newPulse(conn),
 		slots:   make(chan struct{}, maxInFlight),
 		dead:    make(chan struct{}),
@@ -137,7 +138,9 @@ func (l *link) submit(r *request, payload []byte) error {
 	requestHeader{r.flags, r.command, cookie, r.offset, r.length}.put(&l.header)
 	if err := l.out.write(l.header[:], payload); err != nil {
 		l.fail(fmt.Errorf("send %s: %w", r.command, err))
+		return nil
 	}
+	l.tally.written.Add(int64(len(payload)))
 	return nil
 }
 
@@ -335,6 +338,7 @@ func (l *link) simple() error {
 	if _, err := io.ReadFull(l.in, r.buf); err != nil {
 		return unexpected(err)
 	}
+	l.tally.read.Add(int64(len(r.buf)))
 	l.finish(cookie, r, nil)
 	return nil
 }
@@ -408,7 +412,8 @@ func (l *link) data(r *request, length uint32) error {
 	if err != nil {
 		return err
 	}
-	_, err = io.ReadFull(l.in, part)
+	n, err := io.ReadFull(l.in, part)
+	l.tally.read.Add(int64(n))
 	return unexpected(err)
 }
 

@@ -130,7 +130,7 @@ func served(t testing.TB, play func(script), change ...func(*details, *Options))
 	for _, f := range change {
 		f(d, &o)
 	}
-	c := &Client{details: d}
+	c := &Client{details: d, tally: new(tally)}
 	c.blocks.New = func() any { b := make([]byte, d.minBlock); return &b }
 	c.adopt(&haggle{conn: near}, o)
 	c.links[0].start()

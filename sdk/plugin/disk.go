@@ -98,12 +98,20 @@ func (r *remote) openReader(ctx context.Context, opened *pluginv1.OpenedDisk, si
 	return &remoteReader{disk: d}, nil
 }
 
+var (
+	_ nbd.Metered = (*remoteReader)(nil)
+	_ nbd.Metered = (*remoteWriter)(nil)
+)
+
 // remoteReader is an author's BlockReader at the host.
 type remoteReader struct{ disk *remoteDisk }
 
 func (r *remoteReader) Size() int64                             { return r.disk.Size() }
 func (r *remoteReader) ReadAt(p []byte, off int64) (int, error) { return r.disk.ReadAt(p, off) }
 func (r *remoteReader) Close() error                            { return r.disk.close() }
+
+// Stats is what moved between this process and whoever serves the disk.
+func (r *remoteReader) Stats() nbd.Stats { return r.disk.Stats() }
 
 func (r *remoteReader) Extents(ctx context.Context, off, n int64) iter.Seq2[sdk.Extent, error] {
 	return r.disk.Extents(ctx, off, n)
@@ -133,6 +141,9 @@ func (w *remoteWriter) Size() int64      { return w.disk.Size() }
 func (w *remoteWriter) Shape() sdk.Shape { return w.shape }
 func (w *remoteWriter) Flush() error     { return w.disk.Flush() }
 func (w *remoteWriter) Close() error     { return w.disk.close() }
+
+// Stats is what moved between this process and whoever serves the disk.
+func (w *remoteWriter) Stats() nbd.Stats { return w.disk.Stats() }
 
 func (w *remoteWriter) WriteAt(p []byte, off int64) (int, error) {
 	if w.shape != sdk.ShapeSequential {
