@@ -3,6 +3,7 @@ package state
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 
@@ -36,12 +37,18 @@ func missing(err error, thing, id string) error {
 	return nil
 }
 
-const endpointColumns = "id, name, plugin, sealed_settings"
+const endpointColumns = "id, name, plugin, sealed_settings, workers"
 
 func (s hosts) scanEndpoint(row scanner) (e host.Endpoint, err error) {
 	var sealed []byte
-	if err = row.Scan(&e.ID, &e.Name, &e.Plugin, &sealed); err != nil {
+	var workers string
+	if err = row.Scan(&e.ID, &e.Name, &e.Plugin, &sealed, &workers); err != nil {
 		return e, err
+	}
+	if workers != "" {
+		if err = json.Unmarshal([]byte(workers), &e.Workers); err != nil {
+			return e, fmt.Errorf("read the workers of endpoint %q: %w", e.Name, err)
+		}
 	}
 	e.Settings, err = s.key.Open(purposeEndpoint+e.ID, sealed)
 	return e, err
@@ -74,17 +81,25 @@ func (s hosts) PutEndpoint(ctx context.Context, e host.Endpoint) error {
 	if err != nil {
 		return err
 	}
+	var workers []byte
+	if len(e.Workers) > 0 {
+		if workers, err = json.Marshal(e.Workers); err != nil {
+			return fmt.Errorf("store endpoint %s: %w", e.ID, err)
+		}
+	}
 	return s.db.change(ctx, func(t *tx) error {
-		_, err := t.exec(ctx, `INSERT INTO endpoints (id, name, name_fold, plugin, sealed_settings) VALUES ($1, $2, $3, $4, $5)
+		_, err := t.exec(ctx, `INSERT INTO endpoints (id, name, name_fold, plugin, sealed_settings, workers) VALUES ($1, $2, $3, $4, $5, $6)
 			ON CONFLICT (id) DO UPDATE SET name = excluded.name, name_fold = excluded.name_fold, plugin = excluded.plugin,
-			sealed_settings = excluded.sealed_settings`, e.ID, e.Name, tenant.Fold(e.Name), e.Plugin, sealed)
+			sealed_settings = excluded.sealed_settings, workers = excluded.workers`,
+			e.ID, e.Name, tenant.Fold(e.Name), e.Plugin, sealed, string(workers))
 		if isUnique(err) {
 			return fmt.Errorf("endpoint %q: the name is taken: %w", e.Name, sdk.ErrInvalid)
 		}
 		if err != nil {
 			return fmt.Errorf("store endpoint %s: %w", e.ID, err)
 		}
-		return t.audit(ctx, tenant.Provider, "endpoint.put", "endpoint:"+e.ID, map[string]any{"name": e.Name, "plugin": e.Plugin})
+		return t.audit(ctx, tenant.Provider, "endpoint.put", "endpoint:"+e.ID,
+			map[string]any{"name": e.Name, "plugin": e.Plugin, "workers": e.Workers})
 	})
 }
 
@@ -97,14 +112,19 @@ func (s hosts) DeleteEndpoint(ctx context.Context, id string) error {
 	})
 }
 
-const pluginColumns = "plugin, arch, path, sha256, version, protocol, description, enabled_at"
+const pluginColumns = "plugin, arch, path, sha256, version, protocol, description, enabled_at, policy"
 
 func scanPlugin(row scanner) (p host.Enabled, err error) {
-	var description string
+	var description, policy string
 	var enabledAt int64
-	err = row.Scan(&p.Plugin, &p.Arch, &p.Path, &p.SHA256, &p.Version, &p.Protocol, &description, &enabledAt)
+	if err = row.Scan(&p.Plugin, &p.Arch, &p.Path, &p.SHA256, &p.Version, &p.Protocol, &description, &enabledAt, &policy); err != nil {
+		return p, err
+	}
 	p.Description, p.EnabledAt = raw(description), moment(enabledAt)
-	return p, err
+	if err := json.Unmarshal([]byte(policy), &p.Policy); err != nil {
+		return p, fmt.Errorf("read the policy of plugin %s: %w", p.Plugin, err)
+	}
+	return p, nil
 }
 
 func (s hosts) Plugin(ctx context.Context, name, arch string) (p host.Enabled, err error) {
@@ -130,17 +150,21 @@ func (s hosts) PutPlugin(ctx context.Context, p host.Enabled) error {
 	if p.Plugin == "" || p.Arch == "" || p.SHA256 == "" {
 		return fmt.Errorf("plugin %q: name, architecture and digest must be given: %w", p.Plugin, sdk.ErrInvalid)
 	}
+	policy, err := json.Marshal(p.Policy)
+	if err != nil {
+		return fmt.Errorf("enable plugin %s: %w", p.Plugin, err)
+	}
 	return s.db.change(ctx, func(t *tx) error {
-		_, err := t.exec(ctx, `INSERT INTO plugins (plugin, arch, path, sha256, version, protocol, description, enabled_at)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+		_, err := t.exec(ctx, `INSERT INTO plugins (plugin, arch, path, sha256, version, protocol, description, enabled_at, policy)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 			ON CONFLICT (plugin, arch) DO UPDATE SET path = excluded.path, sha256 = excluded.sha256, version = excluded.version,
-			protocol = excluded.protocol, description = excluded.description, enabled_at = excluded.enabled_at`,
-			p.Plugin, p.Arch, p.Path, p.SHA256, p.Version, p.Protocol, string(p.Description), micros(p.EnabledAt))
+			protocol = excluded.protocol, description = excluded.description, enabled_at = excluded.enabled_at, policy = excluded.policy`,
+			p.Plugin, p.Arch, p.Path, p.SHA256, p.Version, p.Protocol, string(p.Description), micros(p.EnabledAt), string(policy))
 		if err != nil {
 			return fmt.Errorf("enable plugin %s: %w", p.Plugin, err)
 		}
 		return t.audit(ctx, tenant.Provider, "plugin.enable", "plugin:"+p.Plugin,
-			map[string]any{"arch": p.Arch, "sha256": p.SHA256, "version": p.Version})
+			map[string]any{"arch": p.Arch, "sha256": p.SHA256, "version": p.Version, "policy": p.Policy})
 	})
 }
 

@@ -18,7 +18,8 @@ import (
 var _ = both("EndpointsAndPlugins", func(t *testing.T, db *DB) {
 	key := secret.NewKey()
 	ctx, s := asAdmin(t), db.Hosts(key)
-	e := host.Endpoint{ID: "e1", Name: "Rack 1", Plugin: "libvirt", Settings: json.RawMessage(`{"password":"correct horse"}`)}
+	e := host.Endpoint{ID: "e1", Name: "Rack 1", Plugin: "libvirt", Settings: json.RawMessage(`{"password":"correct horse"}`),
+		Workers: []string{"rack-1", "rack-2"}}
 	wantErr(t, s.PutEndpoint(t.Context(), e), audit.ErrNoOrigin)
 	for range 2 {
 		if err := s.PutEndpoint(ctx, e); err != nil {
@@ -50,7 +51,7 @@ var _ = both("EndpointsAndPlugins", func(t *testing.T, db *DB) {
 	if err := s.PutPlugin(ctx, p); err != nil {
 		t.Fatal(err)
 	}
-	p.SHA256 = "cd"
+	p.SHA256, p.Policy = "cd", host.Policy{User: "backup", MemoryBytes: -1, Reach: []string{"kvm2"}}
 	if err := s.PutPlugin(ctx, p); err != nil {
 		t.Fatal(err)
 	}
