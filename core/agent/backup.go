@@ -313,6 +313,7 @@ func (b *backingUp) adopt(ctx context.Context, id point.ID, known Machine) error
 
 func (b *backingUp) describe(result *MachineResult, made backup.Result) {
 	result.Point, result.Kind, result.Consistency = made.Point, made.Kind, string(made.Consistency)
+	result.SourceBytes = made.Source.ReadBytes
 	result.ReadBytes, result.SentBytes, result.StoredBytes = made.ReadBytes, made.SentBytes, made.StoredBytes
 	result.Seconds, result.Bottleneck = made.Duration.Seconds(), string(made.Bottleneck)
 	for _, d := range made.Disks {

@@ -61,7 +61,8 @@ type MachineResult struct {
 	Kind        point.Kind   `json:"kind,omitempty"`
 	Consistency string       `json:"consistency,omitempty"`
 	SizeBytes   int64        `json:"size_bytes"`
-	ReadBytes   int64        `json:"read_bytes"`
+	ReadBytes   int64        `json:"read_bytes" doc:"Of the disks, by the copy"`
+	SourceBytes int64        `json:"source_bytes" doc:"Of the disks, as data that the hypervisor sent: what is read of a hole is not in it"`
 	SentBytes   int64        `json:"sent_bytes"`
 	StoredBytes int64        `json:"stored_bytes"`
 	Seconds     float64      `json:"seconds"`

@@ -16,6 +16,7 @@ import (
 	"github.com/holdfast-dr/holdfast/core/mover"
 	"github.com/holdfast-dr/holdfast/core/point"
 	"github.com/holdfast-dr/holdfast/sdk"
+	"github.com/holdfast-dr/holdfast/sdk/nbd"
 )
 
 // Repository is a cloud repository as a backup sees it.
@@ -102,6 +103,7 @@ type Result struct {
 	Warnings    []Warning
 	Held        []HeldMark // what the source may still keep; for the next Request, also after a failure
 	ReadBytes   int64      // at the source
+	Source      nbd.Stats  // what moved from and to the source, where the disks' readers are nbd.Metered
 	SentBytes   int64      // of plaintext in new chunks
 	StoredBytes int64      // sealed, pages included: what the repository received
 	Duration    time.Duration
@@ -119,6 +121,7 @@ type DiskResult struct {
 	ID   sdk.DiskID
 	Name string
 	mover.Stats
+	Source nbd.Stats // what moved from and to its server, zero if the reader does not count
 }
 
 // Warning is something that the operator should know of a run that went on.
@@ -435,6 +438,7 @@ func (r *run) finish() Result {
 	var sum mover.Load
 	for _, d := range r.result.Disks {
 		r.result.ReadBytes += d.ReadBytes
+		r.result.Source = r.result.Source.Add(d.Source)
 		r.result.SentBytes += d.SentBytes
 		r.result.StoredBytes += d.StoredBytes + d.PageBytes
 		weight := d.Duration.Seconds()

@@ -11,6 +11,7 @@ import (
 	"github.com/holdfast-dr/holdfast/core/mover"
 	"github.com/holdfast-dr/holdfast/core/point"
 	"github.com/holdfast-dr/holdfast/sdk"
+	"github.com/holdfast-dr/holdfast/sdk/nbd"
 )
 
 // copied is a disk that has been sent.
@@ -136,7 +137,7 @@ func (r *run) judge(d sdk.Disk, stats mover.Stats) {
 
 // sendDisk opens a disk of the snapshot and sends it.
 func (r *run) sendDisk(ctx context.Context, i int, disk mover.Disk) (sent point.Disk, stats mover.Stats, err error) {
-	err = r.withReader(ctx, r.snap.Machine.Disks[i].ID, func(reader sdk.BlockReader) error {
+	err = r.withReader(ctx, i, func(reader sdk.BlockReader) error {
 		disk.Reader = reader
 		sent, stats, err = mover.Send(ctx, disk, r.to(), r.options(i))
 		return err
@@ -147,7 +148,7 @@ func (r *run) sendDisk(ctx context.Context, i int, disk mover.Disk) (sent point.
 // sendMissing sends what a commit misses and this disk may have.
 func (r *run) sendMissing(ctx context.Context, i int, missing *point.MissingError) error {
 	c := r.copies[i]
-	return r.withReader(ctx, r.snap.Machine.Disks[i].ID, func(reader sdk.BlockReader) error {
+	return r.withReader(ctx, i, func(reader sdk.BlockReader) error {
 		c.disk.Reader = reader
 		stats, err := mover.SendMissing(ctx, c.disk, c.sent, missing, r.to(), r.options(i))
 		r.mutex.Lock()
@@ -161,8 +162,9 @@ func (r *run) sendMissing(ctx context.Context, i int, missing *point.MissingErro
 	})
 }
 
-func (r *run) withReader(ctx context.Context, id sdk.DiskID, use func(sdk.BlockReader) error) error {
+func (r *run) withReader(ctx context.Context, i int, use func(sdk.BlockReader) error) error {
 	var reader sdk.BlockReader
+	id := r.snap.Machine.Disks[i].ID
 	err := sdk.Await(ctx, func() (err error) {
 		reader, err = r.source.OpenDisk(ctx, r.snap, id)
 		return err
@@ -171,10 +173,29 @@ func (r *run) withReader(ctx context.Context, id sdk.DiskID, use func(sdk.BlockR
 		return fmt.Errorf("open the disk: %w", err)
 	}
 	err = use(reader)
+	if m, ok := metered(reader); ok {
+		r.mutex.Lock()
+		r.result.Disks[i].Source = r.result.Disks[i].Source.Add(m.Stats())
+		r.mutex.Unlock()
+	}
 	if closed := reader.Close(); err == nil && closed != nil {
 		err = fmt.Errorf("close the disk: %w", closed)
 	}
 	return err
+}
+
+// metered looks for the counter of a reader, below what is wrapped around it.
+func metered(reader sdk.BlockReader) (nbd.Metered, bool) {
+	for {
+		if m, ok := reader.(nbd.Metered); ok {
+			return m, true
+		}
+		w, ok := reader.(interface{ Unwrap() sdk.BlockReader })
+		if !ok {
+			return nil, false
+		}
+		reader = w.Unwrap()
+	}
 }
 
 func (r *run) to() mover.Repository {
