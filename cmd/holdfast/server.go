@@ -36,6 +36,10 @@ type serverConfig struct {
 	Log         logConfig         `mapstructure:"log"`
 
 	dev bool
+
+	// For one start after a loss, so they are flags only.
+	newDatabase  bool
+	newAuthority bool
 }
 
 // certificateConfig names the files of a certificate from elsewhere.
@@ -69,7 +73,7 @@ func (c logConfig) logger(w io.Writer) (*slog.Logger, error) {
 
 func serverCommand(a *app) *cobra.Command {
 	var file string
-	var dev, check bool
+	var dev, check, newDatabase, newAuthority bool
 	cmd := &cobra.Command{
 		Use:   "server",
 		Short: "Run the provider's server",
@@ -81,6 +85,9 @@ one data directory. It listens on this machine only and prints the credentials o
 Configuration comes from a YAML or TOML file, the environment (HOLDFAST_ and the key in upper case, dots as
 underscores) and flags, later ones first. Unknown keys are refused. SIGHUP looks for a new certificate; SIGTERM ends
 the server when the requests in flight are done, and clients repeat what was cut off.
+
+A server that finds an empty database in place of the one that it had, or not the master key that sealed the database,
+does not start. It says what is missing, and what --new-database and --new-authority, for one start each, would cost.
 
 Keys of the file:
   data, listen, address, names, provider, database, master_key, grace, collect,
@@ -95,8 +102,9 @@ Keys of the file:
 			if err != nil {
 				return err
 			}
+			config.newDatabase, config.newAuthority = newDatabase, newAuthority
 			if check {
-				return a.checkServer(config)
+				return a.checkServer(cmd.Context(), config)
 			}
 			return a.runServer(cmd.Context(), config)
 		},
@@ -104,7 +112,10 @@ Keys of the file:
 	flags := cmd.Flags()
 	flags.StringVar(&file, "config", a.env("HOLDFAST_CONFIG"), "configuration file, YAML or TOML")
 	flags.BoolVar(&dev, "dev", false, "a provider to try, with nothing to configure")
-	flags.BoolVar(&check, "check", false, "check the configuration and end")
+	flags.BoolVar(&check, "check", false, "check the configuration, the database and the master key, and end")
+	flags.BoolVar(&newDatabase, "new-database", false, "the database was lost: begin a new one, with a new CA and a new administrator")
+	flags.BoolVar(&newAuthority, "new-authority", false, "the master key was lost: make a new CA; every agent has to enrol again")
+	cmd.MarkFlagsMutuallyExclusive("new-database", "new-authority")
 	flags.String("data", "", "data directory (default "+a.dataDir("server")+")")
 	flags.StringSlice("listen", nil, "addresses to listen on (default :"+gateway.Port+")")
 	flags.String("address", "", "what tenants connect to (default the host's name)")
@@ -191,20 +202,24 @@ func (c serverConfig) check(cmd *cobra.Command) error {
 }
 
 // checkServer looks at what the configuration names and says what it found.
-func (a *app) checkServer(c serverConfig) error {
+func (a *app) checkServer(ctx context.Context, c serverConfig) error {
 	if c.Certificate.File != "" {
 		password, err := c.password(a)
 		if err != nil {
 			return err
 		}
 		source := pki.Source{CertFile: c.Certificate.File, KeyFile: c.Certificate.Key, Password: password}
-		server, err := pki.NewServer(context.Background(), source)
+		server, err := pki.NewServer(ctx, source)
 		if err != nil {
 			return err
 		}
 		a.say("certificate  %s, until %s", server.Certificate().Leaf.Subject, server.Certificate().Leaf.NotAfter.Format(time.DateOnly))
 	}
-	key := strings.TrimPrefix(strings.TrimPrefix(c.MasterKey, "file:"), "//")
+	b, err := c.begin(ctx)
+	if err != nil {
+		return err
+	}
+	key := c.masterKeyFile()
 	switch info, err := os.Stat(key); {
 	case errors.Is(err, os.ErrNotExist):
 		a.say("master key   %s will be created", key)
@@ -217,6 +232,14 @@ func (a *app) checkServer(c serverConfig) error {
 	}
 	if info, err := os.Stat(c.Data); err == nil && !info.IsDir() {
 		return fmt.Errorf("data directory %s is not a directory", c.Data)
+	}
+	switch {
+	case b.fresh:
+		a.say("database     %s, without a provider: one will be made", c.databaseText())
+	case b.newTrust:
+		a.say("database     %s; its CA will be replaced", c.databaseText())
+	default:
+		a.say("database     %s", c.databaseText())
 	}
 	a.say("data         %s", c.Data)
 	a.say("listen       %s", strings.Join(c.Listen, ", "))

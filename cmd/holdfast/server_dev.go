@@ -45,7 +45,7 @@ func (a *app) announce(ctx context.Context, s *server) error {
 		a.say("Holdfast provider at %s, data in %s", s.config.Address, s.config.Data)
 		a.say("fingerprint       %s", s.authority.Fingerprint())
 		a.say("The credentials of the first start are in %s", file)
-		return refreshDev(file, s.config.Address)
+		return refreshDev(file, map[string]string{"ADDRESS": s.config.Address, "FINGERPRINT": s.authority.Fingerprint().String()})
 	} else if !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
@@ -81,16 +81,17 @@ As the tenant, with the enrolment token in a file or typed when asked:
 	return nil
 }
 
-// refreshDev writes the address of this start into the credentials.
-func refreshDev(file, address string) error {
+// refreshDev writes what holds at this start into the credentials.
+func refreshDev(file string, now map[string]string) error {
 	text, err := os.ReadFile(file)
 	if err != nil {
 		return err
 	}
 	lines := strings.SplitAfter(string(text), "\n")
 	for i, line := range lines {
-		if strings.HasPrefix(line, "HOLDFAST_ADDRESS=") {
-			lines[i] = "HOLDFAST_ADDRESS=" + address + "\n"
+		name, _, _ := strings.Cut(strings.TrimPrefix(line, "HOLDFAST_"), "=")
+		if value, ok := now[name]; ok {
+			lines[i] = "HOLDFAST_" + name + "=" + value + "\n"
 		}
 	}
 	return replaceFile(file, []byte(strings.Join(lines, "")))

@@ -73,6 +73,15 @@ func newServer(ctx context.Context, c serverConfig, password string, log *slog.L
 	if s.lock, err = lockDirectory(c.Data); err != nil {
 		return nil, err
 	}
+	past, err := c.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if past.fresh {
+		if err := c.forget(); err != nil {
+			return nil, err
+		}
+	}
 	if s.holder, err = holderOf(c.Data); err != nil {
 		return nil, err
 	}
@@ -87,6 +96,12 @@ func newServer(ctx context.Context, c serverConfig, password string, log *slog.L
 		return nil, err
 	}
 	ctx = audit.With(ctx, audit.System("server", "start"))
+	if past.newTrust {
+		if err := pki.ReplaceAuthority(ctx, s.db.Trust(), s.master, c.Provider, time.Now()); err != nil {
+			return nil, err
+		}
+		log.Warn("the CA was replaced: every agent has to enrol again")
+	}
 	if s.authority, err = pki.LoadAuthority(ctx, s.db.Trust(), s.master, c.Provider, time.Now()); err != nil {
 		return nil, err
 	}

@@ -113,6 +113,33 @@ func LoadAuthority(ctx context.Context, store Store, master *secret.Key, name st
 }
 
 func createAuthority(ctx context.Context, store Store, master *secret.Key, name string, now time.Time) (AuthorityRecord, error) {
+	record, err := newRecord(master, name, now)
+	if err != nil {
+		return AuthorityRecord{}, err
+	}
+	return store.CreateAuthority(ctx, record)
+}
+
+// ReplaceAuthority stores a new CA in the place of one whose key cannot be
+// opened any more.
+func ReplaceAuthority(ctx context.Context, store Store, master *secret.Key, name string, now time.Time) error {
+	record, err := newRecord(master, name, now)
+	if err == nil {
+		_, err = store.ReplaceAuthority(ctx, record)
+	}
+	if err != nil {
+		return fmt.Errorf("replace CA: %w", err)
+	}
+	return nil
+}
+
+// Opens says whether a master key opens the sealed key of a CA.
+func Opens(master *secret.Key, sealedKey []byte) error {
+	_, err := master.Open(purposeCA, sealedKey)
+	return err
+}
+
+func newRecord(master *secret.Key, name string, now time.Time) (AuthorityRecord, error) {
 	a, err := NewAuthority(name, now)
 	if err != nil {
 		return AuthorityRecord{}, err
@@ -125,7 +152,7 @@ func createAuthority(ctx context.Context, store Store, master *secret.Key, name 
 	if err != nil {
 		return AuthorityRecord{}, err
 	}
-	return store.CreateAuthority(ctx, AuthorityRecord{Certificate: a.certificate.Raw, SealedKey: sealed})
+	return AuthorityRecord{Certificate: a.certificate.Raw, SealedKey: sealed}, nil
 }
 
 // Certificate is the CA's own.

@@ -34,6 +34,10 @@ type Store interface {
 	// CreateAuthority stores the first CA and returns the stored one: of two
 	// servers that start at once, the second gets the first one's.
 	CreateAuthority(ctx context.Context, r AuthorityRecord) (AuthorityRecord, error)
+	// ReplaceAuthority puts a new CA in the place of one whose key is lost. What
+	// the old one vouched for, or the lost key sealed, goes with it: every agent
+	// is revoked, and an imported server certificate is removed.
+	ReplaceAuthority(ctx context.Context, r AuthorityRecord) (AuthorityRecord, error)
 	// ServerCertificate answers ErrNone when the provider uses issued ones.
 	ServerCertificate(ctx context.Context) (ServerRecord, error)
 	// SetServerCertificate replaces the imported certificate; nil removes it.

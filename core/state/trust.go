@@ -70,6 +70,35 @@ func (s trust) CreateAuthority(ctx context.Context, r pki.AuthorityRecord) (stor
 	return stored, err
 }
 
+func (s trust) ReplaceAuthority(ctx context.Context, r pki.AuthorityRecord) (stored pki.AuthorityRecord, err error) {
+	if r.ID == "" {
+		r.ID = newID()
+	}
+	err = s.db.change(ctx, func(t *tx) error {
+		now, err := t.now(ctx)
+		if err != nil {
+			return err
+		}
+		if _, err := t.exec(ctx, `INSERT INTO authorities (slot, id, certificate, sealed_key, created) VALUES ('current', $1, $2, $3, $4)
+			ON CONFLICT (slot) DO UPDATE SET id = excluded.id, certificate = excluded.certificate, sealed_key = excluded.sealed_key,
+			created = excluded.created`, r.ID, r.Certificate, r.SealedKey, micros(now)); err != nil {
+			return fmt.Errorf("replace authority: %w", err)
+		}
+		if _, err := t.exec(ctx, "DELETE FROM server_certificates WHERE slot = 'current'"); err != nil {
+			return fmt.Errorf("remove the server certificate: %w", err)
+		}
+		revoked, err := t.exec(ctx, "UPDATE agents SET revoked = $1 WHERE revoked = 0", micros(now))
+		if err != nil {
+			return fmt.Errorf("revoke agents: %w", err)
+		}
+		if stored, err = t.authority(ctx); err != nil {
+			return err
+		}
+		return t.audit(ctx, tenant.Provider, "authority.replace", "authority:"+stored.ID, map[string]any{"revoked_agents": revoked})
+	})
+	return stored, err
+}
+
 func (s trust) ServerCertificate(ctx context.Context) (r pki.ServerRecord, err error) {
 	err = s.db.read(ctx, func(t *tx) error {
 		var imported int64
