@@ -9,21 +9,22 @@ export PATH := $(CURDIR)/build/tools/bin:$(PATH):/usr/local/go/bin:/usr/sbin:/sb
 version = $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 gobuild = go build -trimpath -buildvcs=false -ldflags '-X main.version=$(version)'
 
-.PHONY: help build demo test check bench generate clean ready-build ready-demo
+.PHONY: help build demo test check bench generate clean programs ready-build ready-demo
 
 help:
 	@echo 'make TARGET, where TARGET is'
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
 
-build: ready-build ## bin/holdfast and bin/holdfast-plugin-*
+build: ready-build programs ## bin/holdfast and bin/holdfast-plugin-*
+
+programs:
 	@[ -e bin/holdfast ] || echo 'build: the first time takes a minute or two'
 	@mkdir -p bin
 	$(gobuild) -o bin/holdfast ./cmd/holdfast
 	@for plugin in $$(go list -f '{{if eq .Name "main"}}{{.Dir}}{{end}}' ./plugins/...); do \
 		$(gobuild) -o bin/holdfast-plugin-$$(basename $$plugin) $$plugin; done
 
-# What the demo needs is installed first, so that nobody is asked for a password after the build.
-demo: ready-demo build ## a real machine is backed up, destroyed, restored and booted (KEEP=1 leaves it all running)
+demo: ready-demo programs ## a real machine is backed up, destroyed, restored and booted (KEEP=1 leaves it all running)
 	@$(gobuild) -o build/demo ./testenv/demo
 	@KEEP=$(KEEP) exec build/demo
 

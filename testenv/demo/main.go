@@ -14,6 +14,7 @@ package main
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/signal"
@@ -31,7 +32,10 @@ func main() {
 	// Who presses Ctrl-C again does not wait for an orderly end. The processes
 	// end with this one, and the next demo removes the files.
 	context.AfterFunc(ctx, func() { signal.Reset(os.Interrupt) })
-	if err := run(ctx, os.Getenv("KEEP") != "" && os.Getenv("KEEP") != "0"); err != nil {
+	flags := flag.NewFlagSet("demo", flag.ExitOnError)
+	bin := flags.String("bin", "", "directory of the programs (default bin in the repository)")
+	_ = flags.Parse(os.Args[1:]) // ends the program itself
+	if err := run(ctx, *bin, os.Getenv("KEEP") != "" && os.Getenv("KEEP") != "0"); err != nil {
 		fmt.Fprintln(os.Stderr, "\ndemo:", err)
 		stop()
 		os.Exit(1)
@@ -70,8 +74,15 @@ type stage interface {
 	close() error
 }
 
-func run(ctx context.Context, keep bool) (err error) {
+func run(ctx context.Context, bin string, keep bool) (err error) {
 	began := time.Now()
+	if bin == "" {
+		root, err := stack.Module()
+		if err != nil {
+			return err
+		}
+		bin = filepath.Join(root, "bin")
+	}
 	dir, err := newDirectory()
 	if err != nil {
 		return err
@@ -83,7 +94,7 @@ func run(ctx context.Context, keep bool) (err error) {
 		}
 		err = errors.Join(err, d.cleanUp())
 	}()
-	if err := d.prepare(ctx); err != nil {
+	if err := d.prepare(ctx, bin); err != nil {
 		return err
 	}
 	if err := d.play(ctx); err != nil {
@@ -105,12 +116,9 @@ func (d *demo) show(name, format string, args ...any) {
 	fmt.Printf("   %-22s %s\n", name, fmt.Sprintf(format, args...))
 }
 
-func (d *demo) prepare(ctx context.Context) error {
-	root, err := stack.Module()
-	if err != nil {
-		return err
-	}
+func (d *demo) prepare(ctx context.Context, bin string) error {
 	d.say("A hypervisor with a machine")
+	var err error
 	if d.stage, err = chooseStage(ctx, d.dir.path); err != nil {
 		return err
 	}
@@ -122,7 +130,7 @@ func (d *demo) prepare(ctx context.Context) error {
 	d.show("the machine works", "after %.1f s", time.Since(began).Seconds())
 
 	d.say("A provider and a tenant's agent")
-	if d.Stack, err = stack.New(stack.Options{Dir: filepath.Join(d.dir.path, "s"), Bin: filepath.Join(root, "bin")}); err != nil {
+	if d.Stack, err = stack.New(stack.Options{Dir: filepath.Join(d.dir.path, "s"), Bin: bin}); err != nil {
 		return err
 	}
 	if err := d.StartServer(ctx); err != nil {
