@@ -13,7 +13,7 @@ import (
 func tenantCommand(a *app) *cobra.Command {
 	return noun("tenant", "Who rents: create, list, change, disable, delete", "",
 		tenantCreateCommand(a), tenantListCommand(a), tenantShowCommand(a), tenantUpdateCommand(a),
-		tenantSwitchCommand(a, true), tenantSwitchCommand(a, false), tenantDeleteCommand(a), tenantAgentsCommand(a), tenantRunsCommand(a), tenantRevokeCommand(a))
+		tenantSwitchCommand(a, true), tenantSwitchCommand(a, false), tenantDeleteCommand(a), tenantAgentsCommand(a), tenantRunsCommand(a), tenantTrafficCommand(a), tenantRevokeCommand(a))
 }
 
 func showTenant(a *app, t client.Tenant) error {
@@ -281,6 +281,35 @@ failure here, with the side on which the cause lies.`,
 		},
 	}
 	cmd.Flags().IntVar(&limit, "limit", 100, "how many at most")
+	a.tenantFlag(cmd, &name, "whose sites")
+	return cmd
+}
+
+func tenantTrafficCommand(a *app) *cobra.Command {
+	var name string
+	cmd := &cobra.Command{
+		Use: "traffic", Short: "Show what moved between the server and a tenant's sites",
+		Long: `Show what moved between the server and a tenant's sites since the server started, as the server counted it: at its
+sockets, and of that the sealed data which sites sent and fetched.`,
+		Example: "  holdfast tenant traffic --tenant Acme\n  holdfast tenant traffic --tenant Acme -o json", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.provider()
+			if err != nil {
+				return err
+			}
+			id, err := needScope(cmd, c, name)
+			if err != nil {
+				return err
+			}
+			t, err := read[client.Traffic](c.GetTraffic(cmd.Context(), id))
+			if err != nil {
+				return err
+			}
+			return show(a, t, field{"since", timeText(t.Since)},
+				field{"received", bytesText(t.ReceivedBytes)}, field{"sent", bytesText(t.SentBytes)},
+				field{"data that arrived", bytesText(t.PutBytes)}, field{"of it new", bytesText(t.NewBytes)}, field{"data that was fetched", bytesText(t.ReadBytes)})
+		},
+	}
 	a.tenantFlag(cmd, &name, "whose sites")
 	return cmd
 }

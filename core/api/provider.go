@@ -31,6 +31,7 @@ type Provider struct {
 	Attempts  *access.Attempts
 	Agents    access.Agents
 	Reports   gateway.Reports // what agents tell of their runs
+	Traffic   func(tenant.ID) gateway.Traffic
 	Tenants   tenant.Store
 	Locations blob.LocationStore
 	Quotas    quota.Store

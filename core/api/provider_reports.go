@@ -37,6 +37,16 @@ func siteRunOf(r gateway.Report) SiteRun {
 		Started: e.Started.UTC(), Ended: e.Ended, Received: r.Received.UTC()}
 }
 
+// Traffic is what moved between this server and a tenant's agents.
+type Traffic struct {
+	Since         time.Time `json:"since" doc:"When this server started"`
+	ReceivedBytes int64     `json:"received_bytes" doc:"From the agents' connections, everything included"`
+	SentBytes     int64     `json:"sent_bytes" doc:"The other way"`
+	PutBytes      int64     `json:"put_bytes" doc:"Of sealed chunks and map pages that arrived"`
+	NewBytes      int64     `json:"new_bytes" doc:"Of those, what was not there yet"`
+	ReadBytes     int64     `json:"read_bytes" doc:"Of sealed chunks and map pages that agents fetched"`
+}
+
 type listSiteRunsInput struct {
 	TenantPath
 	Before time.Time `query:"before" doc:"Only runs that started before this moment"`
@@ -46,6 +56,17 @@ type listSiteRunsInput struct {
 func registerReports(h huma.API, p *Provider) {
 	add(h, huma.Operation{OperationID: "list-site-runs", Method: http.MethodGet, Path: "/v1/tenants/{tenant}/runs", Tags: []string{"agents"},
 		Summary: "List the runs that a tenant's agents report", Description: "Newest first. What a site says of itself: a failure at the site is a failure here."}, p.listSiteRuns)
+	add(h, huma.Operation{OperationID: "get-traffic", Method: http.MethodGet, Path: "/v1/tenants/{tenant}/traffic", Tags: []string{"agents"},
+		Summary: "Show what moved between this server and a tenant's agents", Description: "Counted at this server's sockets and sessions since it started."}, p.getTraffic)
+}
+
+func (p *Provider) getTraffic(ctx context.Context, in *TenantPath) (*struct{ Body Traffic }, error) {
+	if _, err := p.Tenants.Get(ctx, tenant.ID(in.Tenant)); err != nil {
+		return nil, err
+	}
+	t := p.Traffic(tenant.ID(in.Tenant))
+	return &struct{ Body Traffic }{Traffic{Since: p.Status(ctx).Started, ReceivedBytes: t.ReceivedBytes, SentBytes: t.SentBytes,
+		PutBytes: t.PutBytes, NewBytes: t.NewBytes, ReadBytes: t.ReadBytes}}, nil
 }
 
 func (p *Provider) listSiteRuns(ctx context.Context, in *listSiteRunsInput) (*struct{ Body []SiteRun }, error) {

@@ -24,6 +24,7 @@ var providerRows = map[string]Row{
 	"list-tenants":   provider(access.View),
 	"create-tenant":  provider(access.Manage),
 	"get-tenant":     inTenant(access.View),
+	"get-traffic":    inTenant(access.View),
 	"update-tenant":  provider(access.Manage),
 	"set-lease":      provider(access.Manage),
 	"enable-tenant":  provider(access.Manage),

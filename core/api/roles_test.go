@@ -64,7 +64,7 @@ func newWorld(t *testing.T) *world {
 	w.handler = api.NewProviderHandler(&api.Provider{
 		Version: "test", Now: time.Now, Ping: db.Ping, Status: func(context.Context) api.Status { return api.Status{Version: "test"} },
 		Users: db.Users(), Passwords: access.NewPasswords(1), Attempts: access.NewAttempts(time.Now), Agents: db.Agents(), Tenants: db.Tenants(), Locations: db.Locations(),
-		Quotas: db.Quotas(), Runs: db.Runs(), Reports: db.Reports(), Wake: func() {}, Audit: db.Audits(),
+		Quotas: db.Quotas(), Runs: db.Runs(), Reports: db.Reports(), Traffic: func(tenant.ID) gateway.Traffic { return gateway.Traffic{} }, Wake: func() {}, Audit: db.Audits(),
 		Prepare: func(context.Context, blob.Location) error { return nil },
 		Points: func(context.Context, string, point.MachineID, point.ID, int) ([]gateway.PointInfo, error) {
 			return nil, nil

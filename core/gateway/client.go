@@ -62,6 +62,7 @@ type Client struct {
 	base    string
 	http    *http.Client
 	serving atomic.Int64 // nanoseconds that the server said it took, in sum
+	tally   tally
 }
 
 // NewClient makes a client. It connects when it is first used.
@@ -95,15 +96,25 @@ func NewClient(o Options) (*Client, error) {
 	}
 	config := o.Trust.ClientConfig(host, o.Certificate)
 	config.NextProtos = []string{"http/1.1"}
+	c := &Client{options: o, base: "https://" + address}
 	transport := &http.Transport{
-		DialContext: o.Dial, TLSClientConfig: config, TLSHandshakeTimeout: 20 * time.Second,
+		DialContext: c.dial, TLSClientConfig: config, TLSHandshakeTimeout: 20 * time.Second,
 		MaxConnsPerHost: o.Connections, MaxIdleConnsPerHost: o.Connections, IdleConnTimeout: idleTimeout / 2,
 		DisableCompression: true, WriteBufferSize: 128 << 10, ReadBufferSize: 128 << 10,
 		ExpectContinueTimeout: time.Second, Protocols: new(http.Protocols),
 	}
 	transport.Protocols.SetHTTP1(true)
-	return &Client{options: o, base: "https://" + address, http: &http.Client{Transport: transport,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}}, nil
+	c.http = &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	return c, nil
+}
+
+// dial connects, and has the connection counted.
+func (c *Client) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	conn, err := c.options.Dial(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	return &socket{Conn: conn, received: &c.tally.received, sent: &c.tally.sent}, nil
 }
 
 // Address completes a provider's address with the port.

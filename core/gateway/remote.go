@@ -195,6 +195,7 @@ func (r *RemoteRepository) receive(h *http.Response, kind chunk.Kind, ids []chun
 			return n, err
 		}
 		watch.Reset(silence)
+		r.client.tally.read.Add(int64(len(buffer)))
 		record, _, err := chunk.ParseRecord(buffer)
 		if err != nil {
 			return n, finally(fmt.Errorf("record %s: %w", ids[n], err))
@@ -311,8 +312,12 @@ func (s *RemoteSession) Put(ctx context.Context, batch []byte) error {
 	if len(batch) > MaxBatch {
 		return fmt.Errorf("send records: a batch of %d bytes, at most %d", len(batch), MaxBatch)
 	}
-	return wrap(s.repository.client.do(ctx, exchange{method: "POST", path: s.path + "/records", body: batch,
-		kind: "application/octet-stream", attempt: dataAttempt, answer: func(*http.Response) error { return nil }}), "send records")
+	err := s.repository.client.do(ctx, exchange{method: "POST", path: s.path + "/records", body: batch,
+		kind: "application/octet-stream", attempt: dataAttempt, answer: func(*http.Response) error { return nil }})
+	if err == nil {
+		s.repository.client.tally.put.Add(int64(len(batch)))
+	}
+	return wrap(err, "send records")
 }
 
 // Commit makes the point exist. Only its nil error promises durability. It may

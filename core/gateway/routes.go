@@ -454,7 +454,7 @@ func (s *Server) records(q *request) error {
 	}
 	buffer := s.buffers.Get().(*[]byte)
 	defer s.buffers.Put(buffer)
-	body := s.body(q, MaxBatch)
+	body, moved := s.body(q, MaxBatch), s.tally(q)
 	filled, ended := 0, false
 	for !ended {
 		n, err := readFull(body, (*buffer)[filled:])
@@ -472,11 +472,13 @@ func (s *Server) records(q *request) error {
 			break
 		}
 		start := time.Now()
-		_, err = session.Put(q.Context(), (*buffer)[:whole])
+		fresh, err := session.Put(q.Context(), (*buffer)[:whole])
 		q.took += time.Since(start)
+		moved.new.Add(fresh)
 		if err != nil {
 			return err
 		}
+		moved.put.Add(int64(whole))
 		filled = copy(*buffer, (*buffer)[whole:filled])
 	}
 	if filled > 0 {
@@ -504,7 +506,7 @@ func (s *Server) read(q *request) error {
 	if err != nil {
 		return invalid("ids", "%v", err)
 	}
-	out := &pacedWriter{control: http.NewResponseController(q.w), w: q.w}
+	out, moved := &pacedWriter{control: http.NewResponseController(q.w), w: q.w}, s.tally(q)
 	var record []byte
 	var sending time.Duration
 	begun, start := false, time.Now()
@@ -517,8 +519,9 @@ func (s *Server) read(q *request) error {
 		}
 		record = r.Append(record[:0])
 		sent := time.Now()
-		_, err := out.Write(record)
+		n, err := out.Write(record)
 		sending += time.Since(sent)
+		moved.read.Add(int64(n))
 		return err
 	})
 	q.took = time.Since(start) - sending

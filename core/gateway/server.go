@@ -78,6 +78,7 @@ type Server struct {
 	mu      sync.Mutex
 	lines   map[*line]struct{}
 	touched map[string]time.Time // agent → when it was last written down
+	tallies map[tenant.ID]*tally // without what open connections moved
 }
 
 // line is one connection, and whose it turned out to be.
@@ -100,7 +101,7 @@ func NewServer(c Config) *Server {
 		c.Log = slog.Default()
 	}
 	s := &Server{config: c, admission: newAdmission(c.Tenants, c.Quota, c.Now), mux: http.NewServeMux(),
-		lines: map[*line]struct{}{}, touched: map[string]time.Time{}}
+		lines: map[*line]struct{}{}, touched: map[string]time.Time{}, tallies: map[tenant.ID]*tally{}}
 	s.buffers.New = func() any { b := make([]byte, bufferSize); return &b }
 	for _, r := range routes {
 		s.mux.Handle(r.method+" "+r.path, s.route(r))
@@ -126,7 +127,7 @@ func (s *Server) Serve(ctx context.Context, config *tls.Config, api http.Handler
 	server.Protocols.SetHTTP1(true)
 	ended := make(chan error, len(listeners))
 	for _, l := range listeners {
-		go func() { ended <- server.ServeTLS(netutil.LimitListener(l, maxConnections), "", "") }()
+		go func() { ended <- server.ServeTLS(counting{netutil.LimitListener(l, maxConnections)}, "", "") }()
 	}
 	var err error
 	running := len(listeners)
@@ -222,6 +223,7 @@ func (s *Server) changed(c net.Conn, state http.ConnState) {
 	for l := range s.lines {
 		if l.conn == c {
 			delete(s.lines, l)
+			s.settle(l)
 			return
 		}
 	}
