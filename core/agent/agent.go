@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"slices"
 	"strings"
@@ -54,8 +55,17 @@ type Plugins interface {
 	// Remove forgets an endpoint and ends its process.
 	Remove(ctx context.Context, endpointID string) error
 	Find() ([]host.Found, error)
-	Enable(ctx context.Context, name string) (host.Enabled, error)
+	// EnableAs trusts a program as it is now; nil leaves its policy as it was.
+	EnableAs(ctx context.Context, name string, policy *host.PluginPolicy) (host.Enabled, error)
 	Disable(ctx context.Context, name string) error
+	// Reload changes to the program as it is now while jobs run.
+	Reload(ctx context.Context, r host.ReloadRequest) (host.Reloaded, error)
+	Status(ctx context.Context, name string) (host.PluginHealth, error)
+	// Logs are the lines that are kept; FollowLogs goes on with those that come.
+	Logs(r host.LogRequest) []host.LogLine
+	FollowLogs(ctx context.Context, r host.LogRequest, notice func(host.LogLine) error) error
+	// WriteMetrics writes Prometheus text.
+	WriteMetrics(ctx context.Context, w io.Writer) error
 }
 
 func (a *Agent) now() time.Time {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"runtime"
 	"slices"
 	"strings"
@@ -13,7 +14,8 @@ import (
 	"github.com/holdfast-dr/holdfast/sdk"
 )
 
-// PluginStatus is a plugin program that is installed or enabled.
+// PluginStatus is a plugin program that is installed or enabled, and how it
+// stands with it.
 type PluginStatus struct {
 	Name      string        `json:"name"`
 	Path      string        `json:"path"`
@@ -23,6 +25,10 @@ type PluginStatus struct {
 	Protocol  int           `json:"protocol,omitempty"`
 	Abilities []sdk.Ability `json:"abilities,omitempty"`
 	EnabledAt time.Time     `json:"enabled_at,omitzero"`
+	HostUser  bool          `json:"host_user,omitempty" doc:"It says that it needs Holdfast's own user"`
+	Guards    bool          `json:"guards,omitempty" doc:"It says that processes of it outlive it on purpose"`
+	Policy    *host.PluginPolicy  `json:"policy,omitempty" doc:"How closely its processes are kept"`
+	Running   *host.PluginHealth  `json:"running,omitempty" doc:"How it stands with it at each endpoint, and what it did since Holdfast started"`
 	// Config is the schema of an endpoint's settings.
 	Config json.RawMessage `json:"config,omitempty"`
 }
@@ -39,9 +45,14 @@ func (a *Agent) InstalledPlugins(ctx context.Context) ([]PluginStatus, error) {
 	}
 	list := []PluginStatus{}
 	for _, e := range enabled {
-		if e.Arch == runtime.GOARCH {
-			list = append(list, pluginStatus(e))
+		if e.Arch != runtime.GOARCH {
+			continue
 		}
+		status, err := a.pluginStatus(ctx, e)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, status)
 	}
 	for _, f := range found {
 		if !slices.ContainsFunc(list, func(p PluginStatus) bool { return p.Name == f.Plugin }) {
@@ -52,14 +63,43 @@ func (a *Agent) InstalledPlugins(ctx context.Context) ([]PluginStatus, error) {
 	return list, nil
 }
 
-// EnablePlugin trusts a plugin's program as it is now.
-func (a *Agent) EnablePlugin(ctx context.Context, name string) (PluginStatus, error) {
-	e, err := a.Plugins.Enable(a.origin(ctx, "plugin enable"), name)
+// EnablePlugin trusts a plugin's program as it is now; nil leaves its policy as
+// it was.
+func (a *Agent) EnablePlugin(ctx context.Context, name string, policy *host.PluginPolicy) (PluginStatus, error) {
+	e, err := a.Plugins.EnableAs(a.origin(ctx, "plugin enable"), name, policy)
 	if err != nil {
 		return PluginStatus{}, err
 	}
 	a.Log.InfoContext(ctx, "plugin enabled", "plugin", e.Plugin, "version", e.Version, "sha256", e.SHA256)
-	return pluginStatus(e), nil
+	return a.pluginStatus(ctx, e)
+}
+
+// ReloadPlugin changes an enabled plugin to its program as it is now. Jobs that
+// run go on; see host.Host.Reload.
+func (a *Agent) ReloadPlugin(ctx context.Context, r host.ReloadRequest) (host.Reloaded, error) {
+	return a.Plugins.Reload(a.origin(ctx, "plugin reload"), r)
+}
+
+// PluginLogs are the lines that are kept of an enabled plugin's log.
+func (a *Agent) PluginLogs(ctx context.Context, r host.LogRequest) ([]host.LogLine, error) {
+	if _, err := a.enabledPlugin(ctx, r.Plugin); err != nil {
+		return nil, err
+	}
+	return a.Plugins.Logs(r), nil
+}
+
+// FollowPluginLogs calls notice with each line that is kept of a plugin's log,
+// and with each that comes, until ctx ends.
+func (a *Agent) FollowPluginLogs(ctx context.Context, r host.LogRequest, notice func(host.LogLine) error) error {
+	if _, err := a.enabledPlugin(ctx, r.Plugin); err != nil {
+		return err
+	}
+	return a.Plugins.FollowLogs(ctx, r, notice)
+}
+
+// WriteMetrics writes what the site's plugins did as Prometheus text.
+func (a *Agent) WriteMetrics(ctx context.Context, w io.Writer) error {
+	return a.Plugins.WriteMetrics(ctx, w)
 }
 
 // DisablePlugin trusts a plugin no longer, if no endpoint needs it.
@@ -76,23 +116,36 @@ func (a *Agent) DisablePlugin(ctx context.Context, name string) error {
 	return a.Plugins.Disable(a.origin(ctx, "plugin disable"), name)
 }
 
-// DescribePlugin is what an enabled plugin said of itself.
+// DescribePlugin is what an enabled plugin said of itself, and how it stands
+// with it.
 func (a *Agent) DescribePlugin(ctx context.Context, name string) (PluginStatus, error) {
-	e, err := a.Host.Plugin(ctx, name, runtime.GOARCH)
+	e, err := a.enabledPlugin(ctx, name)
 	if err != nil {
 		return PluginStatus{}, err
 	}
-	return pluginStatus(e), nil
+	return a.pluginStatus(ctx, e)
 }
 
-func pluginStatus(e host.Enabled) PluginStatus {
-	s := PluginStatus{Name: e.Plugin, Path: e.Path, Enabled: true, Version: e.Version, SHA256: e.SHA256, Protocol: e.Protocol, EnabledAt: e.EnabledAt}
+func (a *Agent) enabledPlugin(ctx context.Context, name string) (host.Enabled, error) {
+	return a.Host.Plugin(ctx, name, runtime.GOARCH)
+}
+
+func (a *Agent) pluginStatus(ctx context.Context, e host.Enabled) (PluginStatus, error) {
+	s := PluginStatus{Name: e.Plugin, Path: e.Path, Enabled: true, Version: e.Version, SHA256: e.SHA256, Protocol: e.Protocol,
+		EnabledAt: e.EnabledAt, Policy: &e.Policy}
 	var described struct {
 		Abilities []sdk.Ability   `json:"abilities"`
+		HostUser  bool            `json:"host_user"`
+		Guards    bool            `json:"guards"`
 		Config    json.RawMessage `json:"config"`
 	}
 	if json.Unmarshal(e.Description, &described) == nil {
-		s.Abilities, s.Config = described.Abilities, described.Config
+		s.Abilities, s.Config, s.HostUser, s.Guards = described.Abilities, described.Config, described.HostUser, described.Guards
 	}
-	return s
+	running, err := a.Plugins.Status(ctx, e.Plugin)
+	if err != nil {
+		return s, err
+	}
+	s.Running = &running
+	return s, nil
 }

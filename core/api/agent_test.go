@@ -117,11 +117,40 @@ func (p *plugins) Find() ([]host.Found, error) {
 	return []host.Found{{Plugin: "sim", Path: "/usr/lib/holdfast/holdfast-plugin-sim"}}, nil
 }
 
-func (p *plugins) Enable(_ context.Context, name string) (host.Enabled, error) {
+func (p *plugins) EnableAs(_ context.Context, name string, _ *host.PluginPolicy) (host.Enabled, error) {
 	return host.Enabled{}, sdk.Errorf(sdk.ErrNotFound, sdk.FaultHost, "there is no program holdfast-plugin-%s", name)
 }
 
 func (p *plugins) Disable(context.Context, string) error { return nil }
+
+func (p *plugins) Reload(_ context.Context, r host.ReloadRequest) (host.Reloaded, error) {
+	if r.Plugin != "sim" {
+		return host.Reloaded{}, sdk.Errorf(sdk.ErrNotFound, sdk.FaultHost, "plugin %s is not enabled", r.Plugin)
+	}
+	return host.Reloaded{Plugin: r.Plugin, From: "1", To: "2", Tried: []string{"lab"}, Drains: []string{r.Drain.String()}}, nil
+}
+
+func (p *plugins) Status(context.Context, string) (host.PluginHealth, error) {
+	return host.PluginHealth{State: host.StateIdle, Endpoints: []host.EndpointState{}}, nil
+}
+
+var pluginLines = []host.LogLine{{Sequence: 1, Plugin: "sim", Message: "first"}, {Sequence: 2, Plugin: "sim", Message: "second"}}
+
+func (p *plugins) Logs(r host.LogRequest) []host.LogLine { return pluginLines[r.After:] }
+
+func (p *plugins) FollowLogs(_ context.Context, r host.LogRequest, notice func(host.LogLine) error) error {
+	for _, l := range p.Logs(r) {
+		if err := notice(l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *plugins) WriteMetrics(_ context.Context, w io.Writer) error {
+	_, err := io.WriteString(w, "holdfast_plugin_starts_total{plugin=\"sim\"} 1\n")
+	return err
+}
 
 // wire is a provider with an empty repository.
 type wire struct{ agent.Wire }

@@ -87,6 +87,36 @@ func (e CreateUserInputBodyRole) Valid() bool {
 	}
 }
 
+// Defines values for EndpointStateState.
+const (
+	EndpointStateStateDraining    EndpointStateState = "draining"
+	EndpointStateStateIdle        EndpointStateState = "idle"
+	EndpointStateStateQuarantined EndpointStateState = "quarantined"
+	EndpointStateStateRunning     EndpointStateState = "running"
+	EndpointStateStateTrial       EndpointStateState = "trial"
+	EndpointStateStateWaiting     EndpointStateState = "waiting"
+)
+
+// Valid indicates whether the value is a known member of the EndpointStateState enum.
+func (e EndpointStateState) Valid() bool {
+	switch e {
+	case EndpointStateStateDraining:
+		return true
+	case EndpointStateStateIdle:
+		return true
+	case EndpointStateStateQuarantined:
+		return true
+	case EndpointStateStateRunning:
+		return true
+	case EndpointStateStateTrial:
+		return true
+	case EndpointStateStateWaiting:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for HealthStatus.
 const (
 	Ok HealthStatus = "ok"
@@ -96,6 +126,99 @@ const (
 func (e HealthStatus) Valid() bool {
 	switch e {
 	case Ok:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for LogLineFrom.
+const (
+	Host   LogLineFrom = "host"
+	Plugin LogLineFrom = "plugin"
+)
+
+// Valid indicates whether the value is a known member of the LogLineFrom enum.
+func (e LogLineFrom) Valid() bool {
+	switch e {
+	case Host:
+		return true
+	case Plugin:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for LogLineLevel.
+const (
+	Debug LogLineLevel = "debug"
+	Error LogLineLevel = "error"
+	Info  LogLineLevel = "info"
+	Warn  LogLineLevel = "warn"
+)
+
+// Valid indicates whether the value is a known member of the LogLineLevel enum.
+func (e LogLineLevel) Valid() bool {
+	switch e {
+	case Debug:
+		return true
+	case Error:
+		return true
+	case Info:
+		return true
+	case Warn:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for PluginHealthState.
+const (
+	PluginHealthStateDraining    PluginHealthState = "draining"
+	PluginHealthStateIdle        PluginHealthState = "idle"
+	PluginHealthStateQuarantined PluginHealthState = "quarantined"
+	PluginHealthStateRunning     PluginHealthState = "running"
+	PluginHealthStateTrial       PluginHealthState = "trial"
+	PluginHealthStateWaiting     PluginHealthState = "waiting"
+)
+
+// Valid indicates whether the value is a known member of the PluginHealthState enum.
+func (e PluginHealthState) Valid() bool {
+	switch e {
+	case PluginHealthStateDraining:
+		return true
+	case PluginHealthStateIdle:
+		return true
+	case PluginHealthStateQuarantined:
+		return true
+	case PluginHealthStateRunning:
+		return true
+	case PluginHealthStateTrial:
+		return true
+	case PluginHealthStateWaiting:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for QuarantineCause.
+const (
+	Changed  QuarantineCause = "changed"
+	Contract QuarantineCause = "contract"
+	Dying    QuarantineCause = "dying"
+)
+
+// Valid indicates whether the value is a known member of the QuarantineCause enum.
+func (e QuarantineCause) Valid() bool {
+	switch e {
+	case Changed:
+		return true
+	case Contract:
+		return true
+	case Dying:
 		return true
 	default:
 		return false
@@ -472,6 +595,24 @@ type AuditProof struct {
 	Whole bool `json:"whole"`
 }
 
+// CallMetrics defines model for CallMetrics.
+type CallMetrics struct {
+	// Calls That have ended
+	Calls int64 `json:"calls"`
+
+	// Errors By whose fault: plugin, back-end, holdfast, or caller, who gave up
+	Errors         *map[string]int64 `json:"errors,omitempty"`
+	InFlight       int64             `json:"in_flight"`
+	LongestSeconds float64           `json:"longest_seconds"`
+	Method         string            `json:"method"`
+
+	// Pending Answers that the work goes on; they are no errors
+	Pending *int64 `json:"pending,omitempty"`
+
+	// Seconds In all; of listings, without the time of their reader
+	Seconds float64 `json:"seconds"`
+}
+
 // Certificate defines model for Certificate.
 type Certificate struct {
 	Address string `json:"address"`
@@ -592,6 +733,42 @@ type CreateUserInputBody struct {
 // CreateUserInputBodyRole defines model for CreateUserInputBody.Role.
 type CreateUserInputBodyRole string
 
+// EndpointState defines model for EndpointState.
+type EndpointState struct {
+	// DrainUntil When those who still use the older version are moved
+	DrainUntil *time.Time `json:"drain_until,omitempty"`
+	Endpoint   string     `json:"endpoint"`
+	EndpointId string     `json:"endpoint_id"`
+
+	// Failures In a row
+	Failures *int64 `json:"failures,omitempty"`
+
+	// InFlight Calls
+	InFlight int64 `json:"in_flight"`
+
+	// Next When it may be started again
+	Next       *time.Time         `json:"next,omitempty"`
+	OpenDisks  int64              `json:"open_disks"`
+	Pid        *int64             `json:"pid,omitempty"`
+	Quarantine *Quarantine        `json:"quarantine,omitempty"`
+	Sha256     *string            `json:"sha256,omitempty"`
+	Started    *time.Time         `json:"started,omitempty"`
+	State      EndpointStateState `json:"state"`
+
+	// Unmet Bounds that this system does not let Holdfast apply
+	Unmet *[]string `json:"unmet,omitempty"`
+
+	// User The number of its user, if that is not Holdfast's
+	User *string `json:"user,omitempty"`
+
+	// Users Jobs and requests that hold the endpoint open
+	Users   int64   `json:"users"`
+	Version *string `json:"version,omitempty"`
+}
+
+// EndpointStateState defines model for EndpointState.State.
+type EndpointStateState string
+
 // Enrolment defines model for Enrolment.
 type Enrolment struct {
 	// Agent Id of the agent that enrolled with it
@@ -624,6 +801,28 @@ type Health struct {
 
 // HealthStatus ok while the server answers and reaches its database
 type HealthStatus string
+
+// LogLine defines model for LogLine.
+type LogLine struct {
+	Endpoint *string `json:"endpoint,omitempty"`
+
+	// Fields Such as call, op, tenant and run
+	Fields *map[string]interface{} `json:"fields,omitempty"`
+
+	// From Who says so: the plugin, or Holdfast about it
+	From     LogLineFrom  `json:"from"`
+	Level    LogLineLevel `json:"level"`
+	Message  string       `json:"message"`
+	Plugin   string       `json:"plugin"`
+	Sequence int64        `json:"sequence"`
+	Time     time.Time    `json:"time"`
+}
+
+// LogLineFrom Who says so: the plugin, or Holdfast about it
+type LogLineFrom string
+
+// LogLineLevel defines model for LogLine.Level.
+type LogLineLevel string
 
 // LoginInputBody defines model for LoginInputBody.
 type LoginInputBody struct {
@@ -684,6 +883,62 @@ type NewToken struct {
 	User  User   `json:"user"`
 }
 
+// PluginHealth defines model for PluginHealth.
+type PluginHealth struct {
+	Endpoints []EndpointState `json:"endpoints"`
+	Metrics   PluginMetrics   `json:"metrics"`
+
+	// Quarantine Of the plugin everywhere
+	Quarantine *Quarantine       `json:"quarantine,omitempty"`
+	State      PluginHealthState `json:"state"`
+}
+
+// PluginHealthState defines model for PluginHealth.State.
+type PluginHealthState string
+
+// PluginMetrics defines model for PluginMetrics.
+type PluginMetrics struct {
+	// Breaches Answers that broke the contract
+	Breaches int64         `json:"breaches"`
+	Calls    []CallMetrics `json:"calls"`
+
+	// DroppedLines Of its log, because there were too many
+	DroppedLines int64 `json:"dropped_lines"`
+	FailedStarts int64 `json:"failed_starts"`
+	OpenDisks    int64 `json:"open_disks"`
+
+	// ReadBytes Of disks
+	ReadBytes int64 `json:"read_bytes"`
+
+	// Restarts Starts after a process that ended by itself, or was ended because it hung
+	Restarts int64 `json:"restarts"`
+	Starts   int64 `json:"starts"`
+
+	// WrittenBytes To disks
+	WrittenBytes int64 `json:"written_bytes"`
+}
+
+// PluginPolicy defines model for PluginPolicy.
+type PluginPolicy struct {
+	// CpuPercent 100 is one CPU; 0: no bound. Needs a cgroup
+	CpuPercent *int64 `json:"cpu_percent,omitempty"`
+
+	// MemoryBytes 0: 2 GiB; -1: no bound
+	MemoryBytes *int64 `json:"memory_bytes,omitempty"`
+
+	// OpenFiles 0: 4096; -1: no bound
+	OpenFiles *int64 `json:"open_files,omitempty"`
+
+	// Processes And threads. 0: 512; -1: no bound
+	Processes *int64 `json:"processes,omitempty"`
+
+	// Reach Hosts, and directories of sockets, where disks may be beside those that an endpoint's settings name
+	Reach *[]string `json:"reach,omitempty"`
+
+	// User host, own, or a user of the machine; by default own, or host if the plugin asks for it
+	User *string `json:"user,omitempty"`
+}
+
 // Point defines model for Point.
 type Point struct {
 	// ChargedBytes What it added to the repository
@@ -737,6 +992,41 @@ type Problem struct {
 
 	// Title The HTTP status in words
 	Title string `json:"title"`
+}
+
+// Quarantine defines model for Quarantine.
+type Quarantine struct {
+	Cause  QuarantineCause `json:"cause"`
+	Reason string          `json:"reason"`
+	Since  time.Time       `json:"since"`
+
+	// Trial When one process is tried again; without it, an operator ends the quarantine: plugin enable, or plugin reload after an upgrade
+	Trial *time.Time `json:"trial,omitempty"`
+}
+
+// QuarantineCause defines model for Quarantine.Cause.
+type QuarantineCause string
+
+// Reloaded defines model for Reloaded.
+type Reloaded struct {
+	// Changed The program is another one; otherwise processes were only started afresh
+	Changed bool `json:"changed"`
+
+	// Drains Endpoints at which the version before goes on until its users are done
+	Drains []string `json:"drains"`
+
+	// From Version
+	From   string `json:"from"`
+	Plugin string `json:"plugin"`
+
+	// To Version
+	To string `json:"to"`
+
+	// Tried Endpoints at which the new version was started and answered before anything was changed
+	Tried []string `json:"tried"`
+
+	// Until When those who still use it are moved
+	Until *time.Time `json:"until,omitempty"`
 }
 
 // ReplaceCertificateInputBody defines model for ReplaceCertificateInputBody.
@@ -940,6 +1230,9 @@ type SiteDiskRestoreFormat string
 type SiteEnablePluginInputBody struct {
 	// Name Such as libvirt, for the program holdfast-plugin-libvirt
 	Name string `json:"name"`
+
+	// Policy How closely its processes are kept from their next start on; without it, as before
+	Policy *PluginPolicy `json:"policy,omitempty"`
 }
 
 // SiteEndpointSpec defines model for SiteEndpointSpec.
@@ -1174,9 +1467,21 @@ type SitePluginStatus struct {
 	// Enabled Its binary is trusted, as it was then
 	Enabled   bool       `json:"enabled"`
 	EnabledAt *time.Time `json:"enabled_at,omitempty"`
-	Name      string     `json:"name"`
-	Path      string     `json:"path"`
-	Protocol  *int64     `json:"protocol,omitempty"`
+
+	// Guards It says that processes of it outlive it on purpose
+	Guards *bool `json:"guards,omitempty"`
+
+	// HostUser It says that it needs Holdfast's own user
+	HostUser *bool  `json:"host_user,omitempty"`
+	Name     string `json:"name"`
+	Path     string `json:"path"`
+
+	// Policy How closely its processes are kept
+	Policy   *PluginPolicy `json:"policy,omitempty"`
+	Protocol *int64        `json:"protocol,omitempty"`
+
+	// Running How it stands with it at each endpoint, and what it did since Holdfast started
+	Running *PluginHealth `json:"running,omitempty"`
 
 	// Sha256 Of the binary that is trusted; another one is not started
 	Sha256  *string `json:"sha256,omitempty"`
@@ -1228,6 +1533,15 @@ type SiteProbeFinding struct {
 type SiteProbeResult struct {
 	Findings []SiteProbeFinding `json:"findings"`
 	Product  string             `json:"product"`
+}
+
+// SiteReloadPluginInputBody defines model for SiteReloadPluginInputBody.
+type SiteReloadPluginInputBody struct {
+	// DrainSeconds How long those who use the version before may keep it; 0 is four hours, -1 moves them at once
+	DrainSeconds *int64 `json:"drain_seconds,omitempty"`
+
+	// Force Leave out the trial of the new version, such as when the back-end is down
+	Force *bool `json:"force,omitempty"`
 }
 
 // SiteRestoreResult defines model for SiteRestoreResult.
@@ -1454,27 +1768,6 @@ type Token struct {
 	User string `json:"user"`
 }
 
-// Traffic defines model for Traffic.
-type Traffic struct {
-	// NewBytes Of those, what was not there yet
-	NewBytes int64 `json:"new_bytes"`
-
-	// PutBytes Of sealed chunks and map pages that arrived
-	PutBytes int64 `json:"put_bytes"`
-
-	// ReadBytes Of sealed chunks and map pages that agents fetched
-	ReadBytes int64 `json:"read_bytes"`
-
-	// ReceivedBytes From the agents' connections, everything included
-	ReceivedBytes int64 `json:"received_bytes"`
-
-	// SentBytes The other way
-	SentBytes int64 `json:"sent_bytes"`
-
-	// Since When this server started
-	Since time.Time `json:"since"`
-}
-
 // UnknownPage defines model for UnknownPage.
 type UnknownPage struct {
 	Items []UnknownRepository `json:"items"`
@@ -1639,6 +1932,30 @@ type ListRunsParams struct {
 type SiteListMachinesParams struct {
 	// Endpoint Name or id; all endpoints if left out
 	Endpoint *string `form:"endpoint,omitempty" json:"endpoint,omitempty"`
+}
+
+// SiteListPluginLogsParams defines parameters for SiteListPluginLogs.
+type SiteListPluginLogsParams struct {
+	// Endpoint Only lines about this endpoint, by name
+	Endpoint *string `form:"endpoint,omitempty" json:"endpoint,omitempty"`
+
+	// After Only lines after this sequence
+	After *int64 `form:"after,omitempty" json:"after,omitempty"`
+
+	// Limit The newest so many
+	Limit *int64 `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
+// SiteFollowPluginLogsParams defines parameters for SiteFollowPluginLogs.
+type SiteFollowPluginLogsParams struct {
+	// Endpoint Only lines about this endpoint, by name
+	Endpoint *string `form:"endpoint,omitempty" json:"endpoint,omitempty"`
+
+	// After Only lines after this sequence
+	After *int64 `form:"after,omitempty" json:"after,omitempty"`
+
+	// Limit The newest so many
+	Limit *int64 `form:"limit,omitempty" json:"limit,omitempty"`
 }
 
 // SiteListPointsParams defines parameters for SiteListPoints.
@@ -1827,6 +2144,9 @@ type SiteDeclineKitJSONRequestBody = SiteDeclineKitInputBody
 
 // SiteEnablePluginJSONRequestBody defines body for SiteEnablePlugin for application/json ContentType.
 type SiteEnablePluginJSONRequestBody = SiteEnablePluginInputBody
+
+// SiteReloadPluginJSONRequestBody defines body for SiteReloadPlugin for application/json ContentType.
+type SiteReloadPluginJSONRequestBody = SiteReloadPluginInputBody
 
 // SiteConnectJSONRequestBody defines body for SiteConnect for application/json ContentType.
 type SiteConnectJSONRequestBody = SiteConnectRequest
@@ -2367,6 +2687,15 @@ type ClientInterface interface {
 	// Corresponds with GET /v1/site/machines (the `SiteListMachines` operationId).
 	SiteListMachines(ctx context.Context, params *SiteListMachinesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// SiteMetrics What the site's plugins did, for Prometheus
+	//
+	// Text in Prometheus's exposition format, version 0.0.4.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Corresponds with GET /v1/site/metrics (the `SiteMetrics` operationId).
+	SiteMetrics(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// SiteListPlugins List plugins that are installed or enabled
 	//
 	// Served by the agent on its local socket.
@@ -2376,7 +2705,7 @@ type ClientInterface interface {
 
 	// SiteEnablePluginWithBody Trust a plugin's program as it is now
 	//
-	// Pins the SHA-256 of the program, which is compared at every start. Enable it again after an upgrade.
+	// Pins the SHA-256 of the program, which is compared at every start, and ends a quarantine. Processes that run go on; reload the plugin to change them.
 	//
 	// Served by the agent on its local socket.
 	//
@@ -2387,7 +2716,7 @@ type ClientInterface interface {
 
 	// SiteEnablePlugin Trust a plugin's program as it is now
 	//
-	// Pins the SHA-256 of the program, which is compared at every start. Enable it again after an upgrade.
+	// Pins the SHA-256 of the program, which is compared at every start, and ends a quarantine. Processes that run go on; reload the plugin to change them.
 	//
 	// Served by the agent on its local socket.
 	//
@@ -2405,12 +2734,52 @@ type ClientInterface interface {
 	// Corresponds with DELETE /v1/site/plugins/{plugin} (the `SiteDisablePlugin` operationId).
 	SiteDisablePlugin(ctx context.Context, plugin string, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// SiteDescribePlugin Show an enabled plugin and the settings that it takes
+	// SiteDescribePlugin Show an enabled plugin, how it stands with it, and the settings that it takes
 	//
 	// Served by the agent on its local socket.
 	//
 	// Corresponds with GET /v1/site/plugins/{plugin} (the `SiteDescribePlugin` operationId).
 	SiteDescribePlugin(ctx context.Context, plugin string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteListPluginLogs Show what a plugin logged last
+	//
+	// The newest lines are kept in memory: what the plugin logs, and what Holdfast notes about it, such as calls that failed.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Corresponds with GET /v1/site/plugins/{plugin}/logs (the `SiteListPluginLogs` operationId).
+	SiteListPluginLogs(ctx context.Context, plugin string, params *SiteListPluginLogsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteFollowPluginLogs Follow what a plugin logs
+	//
+	// Sends the lines that are there and those that come, until the reader leaves. A reader that is too slow misses lines, which the sequence shows.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Corresponds with GET /v1/site/plugins/{plugin}/logs/events (the `SiteFollowPluginLogs` operationId).
+	SiteFollowPluginLogs(ctx context.Context, plugin string, params *SiteFollowPluginLogsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteReloadPluginWithBody Change to a plugin's program as it is now, while jobs run
+	//
+	// The new version is tried beside the old one at every endpoint that runs it. If it fails at one, all stays as it was. Otherwise it is trusted, new work gets it, and those who use the old one keep it until they are done or the drain is over. The plugin's endpoints show how that goes on.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/site/plugins/{plugin}/reload (the `SiteReloadPlugin` operationId).
+	SiteReloadPluginWithBody(ctx context.Context, plugin string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteReloadPlugin Change to a plugin's program as it is now, while jobs run
+	//
+	// The new version is tried beside the old one at every endpoint that runs it. If it fails at one, all stays as it was. Otherwise it is trusted, new work gets it, and those who use the old one keep it until they are done or the drain is over. The plugin's endpoints show how that goes on.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/site/plugins/{plugin}/reload (the `SiteReloadPlugin` operationId).
+	SiteReloadPlugin(ctx context.Context, plugin string, body SiteReloadPluginJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// SiteListPoints List points, newest first
 	//
@@ -2813,15 +3182,6 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /v1/tenants/{tenant}/runs (the `ListSiteRuns` operationId).
 	ListSiteRuns(ctx context.Context, tenant string, params *ListSiteRunsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
-
-	// GetTraffic Show what moved between this server and a tenant's agents
-	//
-	// Counted at this server's sockets and sessions since it started.
-	//
-	// Needs the view level on the tenant.
-	//
-	// Corresponds with GET /v1/tenants/{tenant}/traffic (the `GetTraffic` operationId).
-	GetTraffic(ctx context.Context, tenant string, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// DeleteToken End a token
 	//
@@ -3829,6 +4189,25 @@ func (c *Client) SiteListMachines(ctx context.Context, params *SiteListMachinesP
 	return c.Client.Do(req)
 }
 
+// SiteMetrics What the site's plugins did, for Prometheus
+//
+// Text in Prometheus's exposition format, version 0.0.4.
+//
+// Served by the agent on its local socket.
+//
+// Corresponds with GET /v1/site/metrics (the `SiteMetrics` operationId).
+func (c *Client) SiteMetrics(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteMetricsRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // SiteListPlugins List plugins that are installed or enabled
 //
 // Served by the agent on its local socket.
@@ -3848,7 +4227,7 @@ func (c *Client) SiteListPlugins(ctx context.Context, reqEditors ...RequestEdito
 
 // SiteEnablePluginWithBody Trust a plugin's program as it is now
 //
-// Pins the SHA-256 of the program, which is compared at every start. Enable it again after an upgrade.
+// Pins the SHA-256 of the program, which is compared at every start, and ends a quarantine. Processes that run go on; reload the plugin to change them.
 //
 // Served by the agent on its local socket.
 //
@@ -3869,7 +4248,7 @@ func (c *Client) SiteEnablePluginWithBody(ctx context.Context, contentType strin
 
 // SiteEnablePlugin Trust a plugin's program as it is now
 //
-// Pins the SHA-256 of the program, which is compared at every start. Enable it again after an upgrade.
+// Pins the SHA-256 of the program, which is compared at every start, and ends a quarantine. Processes that run go on; reload the plugin to change them.
 //
 // Served by the agent on its local socket.
 //
@@ -3907,13 +4286,93 @@ func (c *Client) SiteDisablePlugin(ctx context.Context, plugin string, reqEditor
 	return c.Client.Do(req)
 }
 
-// SiteDescribePlugin Show an enabled plugin and the settings that it takes
+// SiteDescribePlugin Show an enabled plugin, how it stands with it, and the settings that it takes
 //
 // Served by the agent on its local socket.
 //
 // Corresponds with GET /v1/site/plugins/{plugin} (the `SiteDescribePlugin` operationId).
 func (c *Client) SiteDescribePlugin(ctx context.Context, plugin string, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewSiteDescribePluginRequest(c.Server, plugin)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteListPluginLogs Show what a plugin logged last
+//
+// The newest lines are kept in memory: what the plugin logs, and what Holdfast notes about it, such as calls that failed.
+//
+// Served by the agent on its local socket.
+//
+// Corresponds with GET /v1/site/plugins/{plugin}/logs (the `SiteListPluginLogs` operationId).
+func (c *Client) SiteListPluginLogs(ctx context.Context, plugin string, params *SiteListPluginLogsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteListPluginLogsRequest(c.Server, plugin, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteFollowPluginLogs Follow what a plugin logs
+//
+// Sends the lines that are there and those that come, until the reader leaves. A reader that is too slow misses lines, which the sequence shows.
+//
+// Served by the agent on its local socket.
+//
+// Corresponds with GET /v1/site/plugins/{plugin}/logs/events (the `SiteFollowPluginLogs` operationId).
+func (c *Client) SiteFollowPluginLogs(ctx context.Context, plugin string, params *SiteFollowPluginLogsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteFollowPluginLogsRequest(c.Server, plugin, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteReloadPluginWithBody Change to a plugin's program as it is now, while jobs run
+//
+// The new version is tried beside the old one at every endpoint that runs it. If it fails at one, all stays as it was. Otherwise it is trusted, new work gets it, and those who use the old one keep it until they are done or the drain is over. The plugin's endpoints show how that goes on.
+//
+// Served by the agent on its local socket.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/site/plugins/{plugin}/reload (the `SiteReloadPlugin` operationId).
+func (c *Client) SiteReloadPluginWithBody(ctx context.Context, plugin string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteReloadPluginRequestWithBody(c.Server, plugin, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteReloadPlugin Change to a plugin's program as it is now, while jobs run
+//
+// The new version is tried beside the old one at every endpoint that runs it. If it fails at one, all stays as it was. Otherwise it is trusted, new work gets it, and those who use the old one keep it until they are done or the drain is over. The plugin's endpoints show how that goes on.
+//
+// Served by the agent on its local socket.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/site/plugins/{plugin}/reload (the `SiteReloadPlugin` operationId).
+func (c *Client) SiteReloadPlugin(ctx context.Context, plugin string, body SiteReloadPluginJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteReloadPluginRequest(c.Server, plugin, body)
 	if err != nil {
 		return nil, err
 	}
@@ -4776,25 +5235,6 @@ func (c *Client) SetLease(ctx context.Context, tenant string, body SetLeaseJSONR
 // Corresponds with GET /v1/tenants/{tenant}/runs (the `ListSiteRuns` operationId).
 func (c *Client) ListSiteRuns(ctx context.Context, tenant string, params *ListSiteRunsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewListSiteRunsRequest(c.Server, tenant, params)
-	if err != nil {
-		return nil, err
-	}
-	req = req.WithContext(ctx)
-	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
-		return nil, err
-	}
-	return c.Client.Do(req)
-}
-
-// GetTraffic Show what moved between this server and a tenant's agents
-//
-// Counted at this server's sockets and sessions since it started.
-//
-// Needs the view level on the tenant.
-//
-// Corresponds with GET /v1/tenants/{tenant}/traffic (the `GetTraffic` operationId).
-func (c *Client) GetTraffic(ctx context.Context, tenant string, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewGetTrafficRequest(c.Server, tenant)
 	if err != nil {
 		return nil, err
 	}
@@ -6615,6 +7055,33 @@ func NewSiteListMachinesRequest(server string, params *SiteListMachinesParams) (
 	return req, nil
 }
 
+// NewSiteMetricsRequest constructs an http.Request for the SiteMetrics method
+func NewSiteMetricsRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/metrics")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewSiteListPluginsRequest constructs an http.Request for the SiteListPlugins method
 func NewSiteListPluginsRequest(server string) (*http.Request, error) {
 	var err error
@@ -6746,6 +7213,223 @@ func NewSiteDescribePluginRequest(server string, plugin string) (*http.Request, 
 	if err != nil {
 		return nil, err
 	}
+
+	return req, nil
+}
+
+// NewSiteListPluginLogsRequest constructs an http.Request for the SiteListPluginLogs method
+func NewSiteListPluginLogsRequest(server string, plugin string, params *SiteListPluginLogsParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "plugin", plugin, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/plugins/%s/logs", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Endpoint != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "endpoint", *params.Endpoint, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.After != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "after", *params.After, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSiteFollowPluginLogsRequest constructs an http.Request for the SiteFollowPluginLogs method
+func NewSiteFollowPluginLogsRequest(server string, plugin string, params *SiteFollowPluginLogsParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "plugin", plugin, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/plugins/%s/logs/events", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Endpoint != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "endpoint", *params.Endpoint, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.After != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "after", *params.After, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSiteReloadPluginRequest calls the generic SiteReloadPlugin builder with application/json body
+func NewSiteReloadPluginRequest(server string, plugin string, body SiteReloadPluginJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSiteReloadPluginRequestWithBody(server, plugin, "application/json", bodyReader)
+}
+
+// NewSiteReloadPluginRequestWithBody constructs an http.Request for the SiteReloadPlugin method, with any body, and a specified content type
+func NewSiteReloadPluginRequestWithBody(server string, plugin string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "plugin", plugin, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/plugins/%s/reload", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
 
 	return req, nil
 }
@@ -8575,40 +9259,6 @@ func NewListSiteRunsRequest(server string, tenant string, params *ListSiteRunsPa
 	return req, nil
 }
 
-// NewGetTrafficRequest constructs an http.Request for the GetTraffic method
-func NewGetTrafficRequest(server string, tenant string) (*http.Request, error) {
-	var err error
-
-	var pathParam0 string
-
-	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "tenant", tenant, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
-	if err != nil {
-		return nil, err
-	}
-
-	serverURL, err := url.Parse(server)
-	if err != nil {
-		return nil, err
-	}
-
-	operationPath := fmt.Sprintf("/v1/tenants/%s/traffic", pathParam0)
-	if operationPath[0] == '/' {
-		operationPath = "." + operationPath
-	}
-
-	queryURL, err := serverURL.Parse(operationPath)
-	if err != nil {
-		return nil, err
-	}
-
-	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
-	if err != nil {
-		return nil, err
-	}
-
-	return req, nil
-}
-
 // NewDeleteTokenRequest constructs an http.Request for the DeleteToken method
 func NewDeleteTokenRequest(server string, token string, params *DeleteTokenParams) (*http.Request, error) {
 	var err error
@@ -9618,6 +10268,17 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /v1/site/machines (the `SiteListMachines` operationId).
 	SiteListMachinesWithResponse(ctx context.Context, params *SiteListMachinesParams, reqEditors ...RequestEditorFn) (*SiteListMachinesResponse, error)
 
+	// SiteMetricsWithResponse What the site's plugins did, for Prometheus
+	//
+	// Text in Prometheus's exposition format, version 0.0.4.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/site/metrics (the `SiteMetrics` operationId).
+	SiteMetricsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*SiteMetricsResponse, error)
+
 	// SiteListPluginsWithResponse List plugins that are installed or enabled
 	//
 	// Served by the agent on its local socket.
@@ -9629,7 +10290,7 @@ type ClientWithResponsesInterface interface {
 
 	// SiteEnablePluginWithBodyWithResponse Trust a plugin's program as it is now
 	//
-	// Pins the SHA-256 of the program, which is compared at every start. Enable it again after an upgrade.
+	// Pins the SHA-256 of the program, which is compared at every start, and ends a quarantine. Processes that run go on; reload the plugin to change them.
 	//
 	// Served by the agent on its local socket.
 	//
@@ -9640,7 +10301,7 @@ type ClientWithResponsesInterface interface {
 
 	// SiteEnablePluginWithResponse Trust a plugin's program as it is now
 	//
-	// Pins the SHA-256 of the program, which is compared at every start. Enable it again after an upgrade.
+	// Pins the SHA-256 of the program, which is compared at every start, and ends a quarantine. Processes that run go on; reload the plugin to change them.
 	//
 	// Served by the agent on its local socket.
 	//
@@ -9660,7 +10321,7 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with DELETE /v1/site/plugins/{plugin} (the `SiteDisablePlugin` operationId).
 	SiteDisablePluginWithResponse(ctx context.Context, plugin string, reqEditors ...RequestEditorFn) (*SiteDisablePluginResponse, error)
 
-	// SiteDescribePluginWithResponse Show an enabled plugin and the settings that it takes
+	// SiteDescribePluginWithResponse Show an enabled plugin, how it stands with it, and the settings that it takes
 	//
 	// Served by the agent on its local socket.
 	//
@@ -9668,6 +10329,50 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /v1/site/plugins/{plugin} (the `SiteDescribePlugin` operationId).
 	SiteDescribePluginWithResponse(ctx context.Context, plugin string, reqEditors ...RequestEditorFn) (*SiteDescribePluginResponse, error)
+
+	// SiteListPluginLogsWithResponse Show what a plugin logged last
+	//
+	// The newest lines are kept in memory: what the plugin logs, and what Holdfast notes about it, such as calls that failed.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/site/plugins/{plugin}/logs (the `SiteListPluginLogs` operationId).
+	SiteListPluginLogsWithResponse(ctx context.Context, plugin string, params *SiteListPluginLogsParams, reqEditors ...RequestEditorFn) (*SiteListPluginLogsResponse, error)
+
+	// SiteFollowPluginLogsWithResponse Follow what a plugin logs
+	//
+	// Sends the lines that are there and those that come, until the reader leaves. A reader that is too slow misses lines, which the sequence shows.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/site/plugins/{plugin}/logs/events (the `SiteFollowPluginLogs` operationId).
+	SiteFollowPluginLogsWithResponse(ctx context.Context, plugin string, params *SiteFollowPluginLogsParams, reqEditors ...RequestEditorFn) (*SiteFollowPluginLogsResponse, error)
+
+	// SiteReloadPluginWithBodyWithResponse Change to a plugin's program as it is now, while jobs run
+	//
+	// The new version is tried beside the old one at every endpoint that runs it. If it fails at one, all stays as it was. Otherwise it is trusted, new work gets it, and those who use the old one keep it until they are done or the drain is over. The plugin's endpoints show how that goes on.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/site/plugins/{plugin}/reload (the `SiteReloadPlugin` operationId).
+	SiteReloadPluginWithBodyWithResponse(ctx context.Context, plugin string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SiteReloadPluginResponse, error)
+
+	// SiteReloadPluginWithResponse Change to a plugin's program as it is now, while jobs run
+	//
+	// The new version is tried beside the old one at every endpoint that runs it. If it fails at one, all stays as it was. Otherwise it is trusted, new work gets it, and those who use the old one keep it until they are done or the drain is over. The plugin's endpoints show how that goes on.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/site/plugins/{plugin}/reload (the `SiteReloadPlugin` operationId).
+	SiteReloadPluginWithResponse(ctx context.Context, plugin string, body SiteReloadPluginJSONRequestBody, reqEditors ...RequestEditorFn) (*SiteReloadPluginResponse, error)
 
 	// SiteListPointsWithResponse List points, newest first
 	//
@@ -10126,17 +10831,6 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /v1/tenants/{tenant}/runs (the `ListSiteRuns` operationId).
 	ListSiteRunsWithResponse(ctx context.Context, tenant string, params *ListSiteRunsParams, reqEditors ...RequestEditorFn) (*ListSiteRunsResponse, error)
-
-	// GetTrafficWithResponse Show what moved between this server and a tenant's agents
-	//
-	// Counted at this server's sockets and sessions since it started.
-	//
-	// Needs the view level on the tenant.
-	//
-	// Returns a wrapper object for the known response body format(s).
-	//
-	// Corresponds with GET /v1/tenants/{tenant}/traffic (the `GetTraffic` operationId).
-	GetTrafficWithResponse(ctx context.Context, tenant string, reqEditors ...RequestEditorFn) (*GetTrafficResponse, error)
 
 	// DeleteTokenWithResponse End a token
 	//
@@ -12022,6 +12716,61 @@ func (r SiteListMachinesResponse) ContentType() string {
 	return ""
 }
 
+// SiteMetricsResponse200Headers the declared response headers of an HTTP 200 response for SiteMetrics
+type SiteMetricsResponse200Headers struct {
+	ContentType *string
+}
+
+type SiteMetricsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *[]byte
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *SiteMetricsResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SiteMetricsResponse) GetJSON200() *[]byte {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteMetricsResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteMetricsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteMetricsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteMetricsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteMetricsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type SiteListPluginsResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -12201,6 +12950,143 @@ func (r SiteDescribePluginResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r SiteDescribePluginResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteListPluginLogsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *[]LogLine
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SiteListPluginLogsResponse) GetJSON200() *[]LogLine {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteListPluginLogsResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteListPluginLogsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteListPluginLogsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteListPluginLogsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteListPluginLogsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteFollowPluginLogsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteFollowPluginLogsResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteFollowPluginLogsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteFollowPluginLogsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteFollowPluginLogsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteFollowPluginLogsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteReloadPluginResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Reloaded
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SiteReloadPluginResponse) GetJSON200() *Reloaded {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteReloadPluginResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteReloadPluginResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteReloadPluginResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteReloadPluginResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteReloadPluginResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -13948,54 +14834,6 @@ func (r ListSiteRunsResponse) ContentType() string {
 	return ""
 }
 
-type GetTrafficResponse struct {
-	Body         []byte
-	HTTPResponse *http.Response
-	// JSON200 the response for an HTTP 200 `application/json` response
-	JSON200 *Traffic
-	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
-	ApplicationproblemJSONDefault *Problem
-}
-
-// GetJSON200 returns the response for an HTTP 200 `application/json` response
-func (r GetTrafficResponse) GetJSON200() *Traffic {
-	return r.JSON200
-}
-
-// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
-func (r GetTrafficResponse) GetApplicationproblemJSONDefault() *Problem {
-	return r.ApplicationproblemJSONDefault
-}
-
-// GetBody returns the raw response body bytes
-func (r GetTrafficResponse) GetBody() []byte {
-	return r.Body
-}
-
-// Status returns HTTPResponse.Status
-func (r GetTrafficResponse) Status() string {
-	if r.HTTPResponse != nil {
-		return r.HTTPResponse.Status
-	}
-	return http.StatusText(0)
-}
-
-// StatusCode returns HTTPResponse.StatusCode
-func (r GetTrafficResponse) StatusCode() int {
-	if r.HTTPResponse != nil {
-		return r.HTTPResponse.StatusCode
-	}
-	return 0
-}
-
-// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
-func (r GetTrafficResponse) ContentType() string {
-	if r.HTTPResponse != nil {
-		return r.HTTPResponse.Header.Get("Content-Type")
-	}
-	return ""
-}
-
 type DeleteTokenResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -15095,6 +15933,23 @@ func (c *ClientWithResponses) SiteListMachinesWithResponse(ctx context.Context, 
 	return ParseSiteListMachinesResponse(rsp)
 }
 
+// SiteMetricsWithResponse What the site's plugins did, for Prometheus
+//
+// Text in Prometheus's exposition format, version 0.0.4.
+//
+// Served by the agent on its local socket.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/site/metrics (the `SiteMetrics` operationId).
+func (c *ClientWithResponses) SiteMetricsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*SiteMetricsResponse, error) {
+	rsp, err := c.SiteMetrics(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteMetricsResponse(rsp)
+}
+
 // SiteListPluginsWithResponse List plugins that are installed or enabled
 //
 // Served by the agent on its local socket.
@@ -15112,7 +15967,7 @@ func (c *ClientWithResponses) SiteListPluginsWithResponse(ctx context.Context, r
 
 // SiteEnablePluginWithBodyWithResponse Trust a plugin's program as it is now
 //
-// Pins the SHA-256 of the program, which is compared at every start. Enable it again after an upgrade.
+// Pins the SHA-256 of the program, which is compared at every start, and ends a quarantine. Processes that run go on; reload the plugin to change them.
 //
 // Served by the agent on its local socket.
 //
@@ -15129,7 +15984,7 @@ func (c *ClientWithResponses) SiteEnablePluginWithBodyWithResponse(ctx context.C
 
 // SiteEnablePluginWithResponse Trust a plugin's program as it is now
 //
-// Pins the SHA-256 of the program, which is compared at every start. Enable it again after an upgrade.
+// Pins the SHA-256 of the program, which is compared at every start, and ends a quarantine. Processes that run go on; reload the plugin to change them.
 //
 // Served by the agent on its local socket.
 //
@@ -15161,7 +16016,7 @@ func (c *ClientWithResponses) SiteDisablePluginWithResponse(ctx context.Context,
 	return ParseSiteDisablePluginResponse(rsp)
 }
 
-// SiteDescribePluginWithResponse Show an enabled plugin and the settings that it takes
+// SiteDescribePluginWithResponse Show an enabled plugin, how it stands with it, and the settings that it takes
 //
 // Served by the agent on its local socket.
 //
@@ -15174,6 +16029,74 @@ func (c *ClientWithResponses) SiteDescribePluginWithResponse(ctx context.Context
 		return nil, err
 	}
 	return ParseSiteDescribePluginResponse(rsp)
+}
+
+// SiteListPluginLogsWithResponse Show what a plugin logged last
+//
+// The newest lines are kept in memory: what the plugin logs, and what Holdfast notes about it, such as calls that failed.
+//
+// Served by the agent on its local socket.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/site/plugins/{plugin}/logs (the `SiteListPluginLogs` operationId).
+func (c *ClientWithResponses) SiteListPluginLogsWithResponse(ctx context.Context, plugin string, params *SiteListPluginLogsParams, reqEditors ...RequestEditorFn) (*SiteListPluginLogsResponse, error) {
+	rsp, err := c.SiteListPluginLogs(ctx, plugin, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteListPluginLogsResponse(rsp)
+}
+
+// SiteFollowPluginLogsWithResponse Follow what a plugin logs
+//
+// Sends the lines that are there and those that come, until the reader leaves. A reader that is too slow misses lines, which the sequence shows.
+//
+// Served by the agent on its local socket.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/site/plugins/{plugin}/logs/events (the `SiteFollowPluginLogs` operationId).
+func (c *ClientWithResponses) SiteFollowPluginLogsWithResponse(ctx context.Context, plugin string, params *SiteFollowPluginLogsParams, reqEditors ...RequestEditorFn) (*SiteFollowPluginLogsResponse, error) {
+	rsp, err := c.SiteFollowPluginLogs(ctx, plugin, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteFollowPluginLogsResponse(rsp)
+}
+
+// SiteReloadPluginWithBodyWithResponse Change to a plugin's program as it is now, while jobs run
+//
+// The new version is tried beside the old one at every endpoint that runs it. If it fails at one, all stays as it was. Otherwise it is trusted, new work gets it, and those who use the old one keep it until they are done or the drain is over. The plugin's endpoints show how that goes on.
+//
+// Served by the agent on its local socket.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/site/plugins/{plugin}/reload (the `SiteReloadPlugin` operationId).
+func (c *ClientWithResponses) SiteReloadPluginWithBodyWithResponse(ctx context.Context, plugin string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SiteReloadPluginResponse, error) {
+	rsp, err := c.SiteReloadPluginWithBody(ctx, plugin, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteReloadPluginResponse(rsp)
+}
+
+// SiteReloadPluginWithResponse Change to a plugin's program as it is now, while jobs run
+//
+// The new version is tried beside the old one at every endpoint that runs it. If it fails at one, all stays as it was. Otherwise it is trusted, new work gets it, and those who use the old one keep it until they are done or the drain is over. The plugin's endpoints show how that goes on.
+//
+// Served by the agent on its local socket.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/site/plugins/{plugin}/reload (the `SiteReloadPlugin` operationId).
+func (c *ClientWithResponses) SiteReloadPluginWithResponse(ctx context.Context, plugin string, body SiteReloadPluginJSONRequestBody, reqEditors ...RequestEditorFn) (*SiteReloadPluginResponse, error) {
+	rsp, err := c.SiteReloadPlugin(ctx, plugin, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteReloadPluginResponse(rsp)
 }
 
 // SiteListPointsWithResponse List points, newest first
@@ -15908,23 +16831,6 @@ func (c *ClientWithResponses) ListSiteRunsWithResponse(ctx context.Context, tena
 		return nil, err
 	}
 	return ParseListSiteRunsResponse(rsp)
-}
-
-// GetTrafficWithResponse Show what moved between this server and a tenant's agents
-//
-// Counted at this server's sockets and sessions since it started.
-//
-// Needs the view level on the tenant.
-//
-// Returns a wrapper object for the known response body format(s).
-//
-// Corresponds with GET /v1/tenants/{tenant}/traffic (the `GetTraffic` operationId).
-func (c *ClientWithResponses) GetTrafficWithResponse(ctx context.Context, tenant string, reqEditors ...RequestEditorFn) (*GetTrafficResponse, error) {
-	rsp, err := c.GetTraffic(ctx, tenant, reqEditors...)
-	if err != nil {
-		return nil, err
-	}
-	return ParseGetTrafficResponse(rsp)
 }
 
 // DeleteTokenWithResponse End a token
@@ -17312,6 +18218,52 @@ func ParseSiteListMachinesResponse(rsp *http.Response) (*SiteListMachinesRespons
 	return response, nil
 }
 
+// ParseSiteMetricsResponse parses an HTTP response from a SiteMetricsWithResponse call
+func ParseSiteMetricsResponse(rsp *http.Response) (*SiteMetricsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteMetricsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest []byte
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers SiteMetricsResponse200Headers
+		if values := rsp.Header.Values("Content-Type"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Content-Type", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ContentType = &value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
 // ParseSiteListPluginsResponse parses an HTTP response from a SiteListPluginsWithResponse call
 func ParseSiteListPluginsResponse(rsp *http.Response) (*SiteListPluginsResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -17423,6 +18375,98 @@ func ParseSiteDescribePluginResponse(rsp *http.Response) (*SiteDescribePluginRes
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest SitePluginStatus
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteListPluginLogsResponse parses an HTTP response from a SiteListPluginLogsWithResponse call
+func ParseSiteListPluginLogsResponse(rsp *http.Response) (*SiteListPluginLogsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteListPluginLogsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest []LogLine
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteFollowPluginLogsResponse parses an HTTP response from a SiteFollowPluginLogsWithResponse call
+func ParseSiteFollowPluginLogsResponse(rsp *http.Response) (*SiteFollowPluginLogsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteFollowPluginLogsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteReloadPluginResponse parses an HTTP response from a SiteReloadPluginWithResponse call
+func ParseSiteReloadPluginResponse(rsp *http.Response) (*SiteReloadPluginResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteReloadPluginResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Reloaded
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}
@@ -18630,39 +19674,6 @@ func ParseListSiteRunsResponse(rsp *http.Response) (*ListSiteRunsResponse, error
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest []SiteRun
-		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
-			return nil, err
-		}
-		response.JSON200 = &dest
-
-	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
-		var dest Problem
-		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
-			return nil, err
-		}
-		response.ApplicationproblemJSONDefault = &dest
-
-	}
-
-	return response, nil
-}
-
-// ParseGetTrafficResponse parses an HTTP response from a GetTrafficWithResponse call
-func ParseGetTrafficResponse(rsp *http.Response) (*GetTrafficResponse, error) {
-	bodyBytes, err := io.ReadAll(rsp.Body)
-	defer func() { _ = rsp.Body.Close() }()
-	if err != nil {
-		return nil, err
-	}
-
-	response := &GetTrafficResponse{
-		Body:         bodyBytes,
-		HTTPResponse: rsp,
-	}
-
-	switch {
-	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
-		var dest Traffic
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}

@@ -32,13 +32,13 @@ type disk struct {
 
 func (d *disk) opened() {
 	d.life.disks.Add(1)
-	d.meter().count(func(m *Metrics) { m.OpenDisks++ })
+	d.meter().count(func(m *PluginMetrics) { m.OpenDisks++ })
 }
 
 func (d *disk) closed() {
 	d.closing.Do(func() {
 		d.life.disks.Add(-1)
-		d.meter().count(func(m *Metrics) { m.OpenDisks-- })
+		d.meter().count(func(m *PluginMetrics) { m.OpenDisks-- })
 	})
 }
 
@@ -75,7 +75,7 @@ func (r *reader) Size() int64 { return r.inner.Size() }
 func (r *reader) ReadAt(p []byte, off int64) (int, error) {
 	n, err := r.inner.ReadAt(p, off)
 	r.life.moved.Add(int64(n))
-	r.meter().count(func(m *Metrics) { m.ReadBytes += int64(n) })
+	r.meter().count(func(m *PluginMetrics) { m.ReadBytes += int64(n) })
 	return n, r.named("read", err)
 }
 
@@ -144,5 +144,5 @@ func (w *writer) Close() error {
 
 func (w *writer) wrote(n int64) {
 	w.life.moved.Add(n)
-	w.meter().count(func(m *Metrics) { m.WrittenBytes += n })
+	w.meter().count(func(m *PluginMetrics) { m.WrittenBytes += n })
 }

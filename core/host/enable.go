@@ -76,7 +76,7 @@ func (h *Host) Enable(ctx context.Context, name string) (Enabled, error) {
 
 // EnableAs is Enable with another policy, which processes have that start from
 // now on; nil leaves it as it was.
-func (h *Host) EnableAs(ctx context.Context, name string, policy *Policy) (Enabled, error) {
+func (h *Host) EnableAs(ctx context.Context, name string, policy *PluginPolicy) (Enabled, error) {
 	candidate, err := h.candidate(ctx, name, policy)
 	if err != nil {
 		return Enabled{}, fmt.Errorf("enable plugin %s: %w", name, err)
@@ -89,7 +89,7 @@ func (h *Host) EnableAs(ctx context.Context, name string, policy *Policy) (Enabl
 }
 
 // candidate is a program as it is now, described by itself.
-func (h *Host) candidate(ctx context.Context, name string, policy *Policy) (Enabled, error) {
+func (h *Host) candidate(ctx context.Context, name string, policy *PluginPolicy) (Enabled, error) {
 	found, err := h.find(name)
 	if err != nil {
 		return Enabled{}, err

@@ -90,7 +90,7 @@ func (l *life) judge(method string, err error) {
 		}
 	case plugin.TroubleBreach:
 		l.silences.Store(0)
-		h.meter(l.slot.endpoint.Plugin).count(func(m *Metrics) { m.Breaches++ })
+		h.meter(l.slot.endpoint.Plugin).count(func(m *PluginMetrics) { m.Breaches++ })
 		h.note(slog.LevelWarn, l.slot.endpoint, "the plugin broke the contract", slog.String("call", method), slog.Any("err", err))
 		if l.slot.breaker.breach(h.now(), err.Error()) {
 			h.note(slog.LevelError, l.slot.endpoint, "the plugin is in quarantine at this endpoint: its answers break the contract",

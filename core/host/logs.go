@@ -140,7 +140,7 @@ func (h *Host) FollowLogs(ctx context.Context, r LogRequest, notice func(LogLine
 // keepLine keeps a line of a plugin's own log.
 func (h *Host) keepLine(e Endpoint, line plugin.Line) {
 	if line.Dropped > 0 {
-		h.meter(e.Plugin).count(func(m *Metrics) { m.DroppedLines += int64(line.Dropped) })
+		h.meter(e.Plugin).count(func(m *PluginMetrics) { m.DroppedLines += int64(line.Dropped) })
 	}
 	from := "plugin"
 	if line.Dropped > 0 {

@@ -29,8 +29,8 @@ type CallMetrics struct {
 	Buckets  []int64             `json:"-"` // by buckets, and one for the rest
 }
 
-// Metrics are what a plugin did since the host started.
-type Metrics struct {
+// PluginMetrics are what a plugin did since the host started.
+type PluginMetrics struct {
 	Calls        []CallMetrics `json:"calls"` // by method
 	ReadBytes    int64         `json:"read_bytes" doc:"Of disks"`
 	WrittenBytes int64         `json:"written_bytes" doc:"To disks"`
@@ -46,7 +46,7 @@ type Metrics struct {
 type meter struct {
 	mutex  sync.Mutex // guards the fields below
 	calls  map[string]*CallMetrics
-	totals Metrics // without Calls
+	totals PluginMetrics // without Calls
 }
 
 func newMeter() *meter { return &meter{calls: make(map[string]*CallMetrics)} }
@@ -82,14 +82,14 @@ func (m *meter) end(method string, took time.Duration, fault sdk.Fault, pending 
 }
 
 // count changes the totals.
-func (m *meter) count(change func(*Metrics)) {
+func (m *meter) count(change func(*PluginMetrics)) {
 	m.mutex.Lock()
 	defer m.mutex.Unlock()
 	change(&m.totals)
 }
 
 // snapshot is what was counted so far.
-func (m *meter) snapshot() Metrics {
+func (m *meter) snapshot() PluginMetrics {
 	m.mutex.Lock()
 	defer m.mutex.Unlock()
 	s := m.totals

@@ -45,9 +45,9 @@ const (
 	DefaultProcesses = 512
 )
 
-// Policy is how closely the processes of a plugin are kept. The zero value is
+// PluginPolicy is how closely the processes of a plugin are kept. The zero value is
 // the default.
-type Policy struct {
+type PluginPolicy struct {
 	// User is UserHost, UserOwn, or the name or number of a user of this
 	// machine. "" is UserOwn, unless the plugin says that it needs the host's
 	// user: one that talks to a hypervisor through a socket that only root may
@@ -67,7 +67,7 @@ type Policy struct {
 
 var userName = regexp.MustCompile(`^[A-Za-z0-9_.-]{0,64}$`)
 
-func (p Policy) check() error {
+func (p PluginPolicy) check() error {
 	invalid := func(format string, args ...any) error {
 		return sdk.Errorf(sdk.ErrInvalid, sdk.FaultHost, format, args...)
 	}
@@ -93,7 +93,7 @@ func (p Policy) check() error {
 	return nil
 }
 
-func (p Policy) limits() plugin.Limits {
+func (p PluginPolicy) limits() plugin.Limits {
 	or := func(n, preset int64) int64 {
 		switch n {
 		case 0:
@@ -294,7 +294,7 @@ func (h *Host) sayUnmet(e Endpoint, unmet []string) {
 
 // reach says where the bytes of a plugin's disks may be.
 type reach struct {
-	policy   Policy
+	policy   PluginPolicy
 	settings json.RawMessage
 	user     *plugin.User
 	private  []string

@@ -13,7 +13,7 @@ import (
 // WriteMetrics writes what all plugins did as Prometheus text. Names are those
 // of the exposition format, durations seconds, sizes bytes.
 func (h *Host) WriteMetrics(ctx context.Context, w io.Writer) error {
-	all := make(map[string]Status)
+	all := make(map[string]PluginHealth)
 	for _, name := range h.known() {
 		s, err := h.Status(ctx, name)
 		if err != nil {
@@ -38,7 +38,7 @@ func (h *Host) known() []string {
 
 type exposition struct {
 	names []string
-	all   map[string]Status
+	all   map[string]PluginHealth
 	text  strings.Builder
 }
 
@@ -106,16 +106,16 @@ func (t *exposition) calls() {
 func (t *exposition) totals() {
 	for _, m := range []struct {
 		name, kind, help string
-		value            func(Metrics) int64
+		value            func(PluginMetrics) int64
 	}{
-		{"read_bytes_total", "counter", "Bytes read of disks.", func(m Metrics) int64 { return m.ReadBytes }},
-		{"written_bytes_total", "counter", "Bytes written to disks.", func(m Metrics) int64 { return m.WrittenBytes }},
-		{"open_disks", "gauge", "Disks that are open.", func(m Metrics) int64 { return m.OpenDisks }},
-		{"starts_total", "counter", "Processes that were started.", func(m Metrics) int64 { return m.Starts }},
-		{"restarts_total", "counter", "Processes that ended by themselves or hung.", func(m Metrics) int64 { return m.Restarts }},
-		{"failed_starts_total", "counter", "Starts that came to nothing.", func(m Metrics) int64 { return m.FailedStarts }},
-		{"breaches_total", "counter", "Answers that broke the contract.", func(m Metrics) int64 { return m.Breaches }},
-		{"dropped_log_lines_total", "counter", "Log lines that were left out.", func(m Metrics) int64 { return m.DroppedLines }},
+		{"read_bytes_total", "counter", "Bytes read of disks.", func(m PluginMetrics) int64 { return m.ReadBytes }},
+		{"written_bytes_total", "counter", "Bytes written to disks.", func(m PluginMetrics) int64 { return m.WrittenBytes }},
+		{"open_disks", "gauge", "Disks that are open.", func(m PluginMetrics) int64 { return m.OpenDisks }},
+		{"starts_total", "counter", "Processes that were started.", func(m PluginMetrics) int64 { return m.Starts }},
+		{"restarts_total", "counter", "Processes that ended by themselves or hung.", func(m PluginMetrics) int64 { return m.Restarts }},
+		{"failed_starts_total", "counter", "Starts that came to nothing.", func(m PluginMetrics) int64 { return m.FailedStarts }},
+		{"breaches_total", "counter", "Answers that broke the contract.", func(m PluginMetrics) int64 { return m.Breaches }},
+		{"dropped_log_lines_total", "counter", "Log lines that were left out.", func(m PluginMetrics) int64 { return m.DroppedLines }},
 	} {
 		t.head(m.name, m.kind, m.help)
 		for _, name := range t.names {

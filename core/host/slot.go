@@ -144,7 +144,7 @@ func (s *slot) start(ctx context.Context, other *Enabled) (*life, error) {
 		Launch: launch,
 	})
 	if err != nil {
-		s.host.meter(s.endpoint.Plugin).count(func(m *Metrics) { m.FailedStarts++ })
+		s.host.meter(s.endpoint.Plugin).count(func(m *PluginMetrics) { m.FailedStarts++ })
 		return nil, err
 	}
 	l.process, l.started = p, s.host.now()
@@ -152,7 +152,7 @@ func (s *slot) start(ctx context.Context, other *Enabled) (*life, error) {
 		l.close()
 		return nil, err
 	}
-	s.host.meter(s.endpoint.Plugin).count(func(m *Metrics) { m.Starts++ })
+	s.host.meter(s.endpoint.Plugin).count(func(m *PluginMetrics) { m.Starts++ })
 	s.host.background(func() { s.watch(l) })
 	return l, nil
 }
@@ -223,7 +223,7 @@ func (s *slot) bury() {
 	s.breaker.lived(h.now().Sub(l.started))
 	reason := l.reason()
 	s.breaker.died(h.now(), reason)
-	h.meter(s.endpoint.Plugin).count(func(m *Metrics) { m.Restarts++ })
+	h.meter(s.endpoint.Plugin).count(func(m *PluginMetrics) { m.Restarts++ })
 	h.note(slog.LevelWarn, s.endpoint, "the plugin's process is gone", slog.String("reason", reason))
 	if q := s.breaker.state().quarantine; q != nil && q.Cause == CauseDying {
 		h.note(slog.LevelError, s.endpoint, "the plugin is in quarantine at this endpoint", slog.String("reason", q.Reason), slog.Time("trial", q.Trial))

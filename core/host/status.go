@@ -41,24 +41,24 @@ type EndpointState struct {
 	Unmet      []string    `json:"unmet,omitempty" doc:"Bounds that this system does not let Holdfast apply"`
 }
 
-// Status is how it stands with a plugin.
-type Status struct {
+// PluginHealth is how it stands with a plugin.
+type PluginHealth struct {
 	State      State           `json:"state" enum:"idle,running,trial,draining,waiting,quarantined"`
 	Quarantine *Quarantine     `json:"quarantine,omitempty" doc:"Of the plugin everywhere"`
 	Endpoints  []EndpointState `json:"endpoints"`
-	Metrics    Metrics         `json:"metrics"`
+	Metrics    PluginMetrics   `json:"metrics"`
 }
 
 // severity orders states: a plugin's is the worst of its endpoints'.
 var severity = []State{StateIdle, StateRunning, StateDraining, StateTrial, StateWaiting, StateQuarantined}
 
 // Status is how it stands with a plugin now.
-func (h *Host) Status(ctx context.Context, name string) (Status, error) {
+func (h *Host) Status(ctx context.Context, name string) (PluginHealth, error) {
 	stored, err := h.store.Endpoints(ctx)
 	if err != nil {
-		return Status{}, err
+		return PluginHealth{}, err
 	}
-	s := Status{State: StateIdle, Endpoints: []EndpointState{}, Metrics: h.meter(name).snapshot()}
+	s := PluginHealth{State: StateIdle, Endpoints: []EndpointState{}, Metrics: h.meter(name).snapshot()}
 	seen := make(map[string]bool)
 	h.mutex.Lock()
 	if q := h.changed[name]; q != nil {

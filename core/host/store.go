@@ -37,7 +37,7 @@ type Enabled struct {
 	Protocol    int
 	Description json.RawMessage // a plugin.Description
 	EnabledAt   time.Time
-	Policy      Policy // how closely its processes are kept
+	Policy      PluginPolicy // how closely its processes are kept
 }
 
 // Store keeps endpoints and enabled plugins. Each method is one transaction.

@@ -51,7 +51,7 @@ var _ = both("EndpointsAndPlugins", func(t *testing.T, db *DB) {
 	if err := s.PutPlugin(ctx, p); err != nil {
 		t.Fatal(err)
 	}
-	p.SHA256, p.Policy = "cd", host.Policy{User: "backup", MemoryBytes: -1, Reach: []string{"kvm2"}}
+	p.SHA256, p.Policy = "cd", host.PluginPolicy{User: "backup", MemoryBytes: -1, Reach: []string{"kvm2"}}
 	if err := s.PutPlugin(ctx, p); err != nil {
 		t.Fatal(err)
 	}
