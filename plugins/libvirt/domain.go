@@ -62,6 +62,9 @@ type diskXML struct {
 	Target struct {
 		Dev string `xml:"dev,attr"`
 	} `xml:"target"`
+	Alias struct {
+		Name string `xml:"name,attr"`
+	} `xml:"alias"`
 	Serial    string    `xml:"serial"`
 	ReadOnly  *struct{} `xml:"readonly"`
 	Shareable *struct{} `xml:"shareable"`

@@ -182,6 +182,7 @@ func guardMain(args []string) int {
 		}
 		return 0
 	}
+	spareGuard()
 	signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()

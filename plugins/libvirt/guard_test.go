@@ -28,7 +28,7 @@ type stoppingConfig struct {
 
 // stoppingAuthor is the plugin, stopped at its worst moment.
 var stoppingAuthor = plugin.Author{
-	Name: "libvirt", Version: "test", Config: &stoppingConfig{}, Type: (*platform)(nil),
+	Name: "libvirt", Version: "test", Config: &stoppingConfig{}, Type: (*platform)(nil), HostUser: true, Guards: true,
 	Open: func(_ context.Context, config any) (sdk.Platform, error) {
 		c := config.(*stoppingConfig)
 		p, err := open(c.Config)

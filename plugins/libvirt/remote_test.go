@@ -47,7 +47,7 @@ func TestRemoteHost(t *testing.T) {
 		d.Close()
 		t.Error("QEMU serves the disk to clients without a certificate")
 	}
-	taken := point{machine: full.Machine, images: map[sdk.DiskID][]byte{
+	taken := copied{machine: full.Machine, images: map[sdk.DiskID][]byte{
 		"vda": readDisk(t, p, full, "vda"), "vdb": readDisk(t, p, full, "vdb"),
 	}}
 	oneMoment(t, taken.images["vda"], taken.images["vdb"])

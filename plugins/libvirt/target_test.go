@@ -13,17 +13,17 @@ import (
 	"github.com/holdfast-dr/holdfast/testenv/site"
 )
 
-// point is a backup as a repository would have it.
-type point struct {
+// copied is a backup as a repository would have it.
+type copied struct {
 	machine sdk.Machine
 	images  map[sdk.DiskID][]byte
 }
 
-func takePoint(t *testing.T, p *platform, id sdk.MachineID) point {
+func takePoint(t *testing.T, p *platform, id sdk.MachineID) copied {
 	t.Helper()
 	op := newOp()
 	snap := snapshot(t, p, op, sdk.SnapshotRequest{Machine: id})
-	taken := point{machine: snap.Machine, images: make(map[sdk.DiskID][]byte)}
+	taken := copied{machine: snap.Machine, images: make(map[sdk.DiskID][]byte)}
 	for _, d := range snap.Machine.Disks {
 		taken.images[d.ID] = readDisk(t, p, snap, d.ID)
 	}
@@ -32,7 +32,7 @@ func takePoint(t *testing.T, p *platform, id sdk.MachineID) point {
 }
 
 // writeDraft writes a point to a draft, and nothing where it is zero.
-func writeDraft(t *testing.T, p *platform, op sdk.Op, d sdk.Draft, from point) {
+func writeDraft(t *testing.T, p *platform, op sdk.Op, d sdk.Draft, from copied) {
 	t.Helper()
 	for _, id := range d.Disks {
 		w, err := p.OpenDraftDisk(t.Context(), op, d, id)
