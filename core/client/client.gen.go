@@ -1768,6 +1768,27 @@ type Token struct {
 	User string `json:"user"`
 }
 
+// Traffic defines model for Traffic.
+type Traffic struct {
+	// NewBytes Of those, what was not there yet
+	NewBytes int64 `json:"new_bytes"`
+
+	// PutBytes Of sealed chunks and map pages that arrived
+	PutBytes int64 `json:"put_bytes"`
+
+	// ReadBytes Of sealed chunks and map pages that agents fetched
+	ReadBytes int64 `json:"read_bytes"`
+
+	// ReceivedBytes From the agents' connections, everything included
+	ReceivedBytes int64 `json:"received_bytes"`
+
+	// SentBytes The other way
+	SentBytes int64 `json:"sent_bytes"`
+
+	// Since When this server started
+	Since time.Time `json:"since"`
+}
+
 // UnknownPage defines model for UnknownPage.
 type UnknownPage struct {
 	Items []UnknownRepository `json:"items"`
@@ -3182,6 +3203,15 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /v1/tenants/{tenant}/runs (the `ListSiteRuns` operationId).
 	ListSiteRuns(ctx context.Context, tenant string, params *ListSiteRunsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetTraffic Show what moved between this server and a tenant's agents
+	//
+	// Counted at this server's sockets and sessions since it started.
+	//
+	// Needs the view level on the tenant.
+	//
+	// Corresponds with GET /v1/tenants/{tenant}/traffic (the `GetTraffic` operationId).
+	GetTraffic(ctx context.Context, tenant string, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// DeleteToken End a token
 	//
@@ -5235,6 +5265,25 @@ func (c *Client) SetLease(ctx context.Context, tenant string, body SetLeaseJSONR
 // Corresponds with GET /v1/tenants/{tenant}/runs (the `ListSiteRuns` operationId).
 func (c *Client) ListSiteRuns(ctx context.Context, tenant string, params *ListSiteRunsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewListSiteRunsRequest(c.Server, tenant, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetTraffic Show what moved between this server and a tenant's agents
+//
+// Counted at this server's sockets and sessions since it started.
+//
+// Needs the view level on the tenant.
+//
+// Corresponds with GET /v1/tenants/{tenant}/traffic (the `GetTraffic` operationId).
+func (c *Client) GetTraffic(ctx context.Context, tenant string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetTrafficRequest(c.Server, tenant)
 	if err != nil {
 		return nil, err
 	}
@@ -9259,6 +9308,40 @@ func NewListSiteRunsRequest(server string, tenant string, params *ListSiteRunsPa
 	return req, nil
 }
 
+// NewGetTrafficRequest constructs an http.Request for the GetTraffic method
+func NewGetTrafficRequest(server string, tenant string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "tenant", tenant, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tenants/%s/traffic", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewDeleteTokenRequest constructs an http.Request for the DeleteToken method
 func NewDeleteTokenRequest(server string, token string, params *DeleteTokenParams) (*http.Request, error) {
 	var err error
@@ -10831,6 +10914,17 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /v1/tenants/{tenant}/runs (the `ListSiteRuns` operationId).
 	ListSiteRunsWithResponse(ctx context.Context, tenant string, params *ListSiteRunsParams, reqEditors ...RequestEditorFn) (*ListSiteRunsResponse, error)
+
+	// GetTrafficWithResponse Show what moved between this server and a tenant's agents
+	//
+	// Counted at this server's sockets and sessions since it started.
+	//
+	// Needs the view level on the tenant.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/tenants/{tenant}/traffic (the `GetTraffic` operationId).
+	GetTrafficWithResponse(ctx context.Context, tenant string, reqEditors ...RequestEditorFn) (*GetTrafficResponse, error)
 
 	// DeleteTokenWithResponse End a token
 	//
@@ -14834,6 +14928,54 @@ func (r ListSiteRunsResponse) ContentType() string {
 	return ""
 }
 
+type GetTrafficResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Traffic
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetTrafficResponse) GetJSON200() *Traffic {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetTrafficResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetTrafficResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetTrafficResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetTrafficResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetTrafficResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type DeleteTokenResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -16831,6 +16973,23 @@ func (c *ClientWithResponses) ListSiteRunsWithResponse(ctx context.Context, tena
 		return nil, err
 	}
 	return ParseListSiteRunsResponse(rsp)
+}
+
+// GetTrafficWithResponse Show what moved between this server and a tenant's agents
+//
+// Counted at this server's sockets and sessions since it started.
+//
+// Needs the view level on the tenant.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/tenants/{tenant}/traffic (the `GetTraffic` operationId).
+func (c *ClientWithResponses) GetTrafficWithResponse(ctx context.Context, tenant string, reqEditors ...RequestEditorFn) (*GetTrafficResponse, error) {
+	rsp, err := c.GetTraffic(ctx, tenant, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetTrafficResponse(rsp)
 }
 
 // DeleteTokenWithResponse End a token
@@ -19674,6 +19833,39 @@ func ParseListSiteRunsResponse(rsp *http.Response) (*ListSiteRunsResponse, error
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest []SiteRun
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetTrafficResponse parses an HTTP response from a GetTrafficWithResponse call
+func ParseGetTrafficResponse(rsp *http.Response) (*GetTrafficResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetTrafficResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Traffic
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}
