@@ -62,6 +62,7 @@ type Options struct {
 	// {"ip", "netns", "exec", NAME}.
 	ServerPrefix, AgentPrefix []string
 	Listen                    string // of the server; "" is a free port on loopback
+	ServerFlags               []string
 	Env                       []string
 }
 
@@ -118,7 +119,7 @@ const startTime = time.Minute
 // StartServer starts the provider, or starts it again with its data.
 func (s *Stack) StartServer(ctx context.Context) error {
 	args := []string{"server", "--dev", "--data", s.ServerData(), "--listen", s.address}
-	p, err := s.start("server", s.ServerPrefix, args)
+	p, err := s.start("server", s.ServerPrefix, append(args, s.ServerFlags...))
 	if err != nil {
 		return err
 	}
