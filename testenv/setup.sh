@@ -44,6 +44,8 @@ build test demo lint | libc6-dev                  | headers for gcc
      test           | python3-numpy               | makes its BLAKE3 bearable
      test           | python3-cryptography        | its AES-256-GCM and X25519
      test           | python3-zstandard           | its zstd
+     test           | nodejs                      | runs the example of a plugin in JavaScript
+     test           | npm                         | fetches what that plugin imports
                lint | shellcheck                  | reads the shell scripts
                lint | protobuf-compiler           | generates the plugin protocol from its .proto
 '
@@ -109,8 +111,18 @@ missing() {
 	while IFS='|' read -r modes package why; do
 		package=${package// /}
 		[[ " $modes " == *" $mode "* ]] || continue
-		grep -qxF -- "$package" <<<"$installed" || printf '%s|%s\n' "$package" "$why"
+		grep -qxF -- "$package" <<<"$installed" || elsewhere "$package" || printf '%s|%s\n' "$package" "$why"
 	done <<<"$packages"
+}
+
+# elsewhere says whether a program is there that many people have from somebody else than Debian, whose package would
+# fight with theirs.
+elsewhere() {
+	case $1 in
+	nodejs) command -v node ;;
+	npm) command -v npm ;;
+	*) false ;;
+	esac >/dev/null
 }
 
 have_lists() { compgen -G '/var/lib/apt/lists/*_Packages*' >/dev/null; }
