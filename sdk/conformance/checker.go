@@ -163,6 +163,21 @@ func (c *checker) cleanUp() {
 		go func() { defer close(done); c.cleanup[i]() }()
 		<-done
 	}
+	if len(c.result.Problems) > 0 && c.offers(sdk.AbilitySource) {
+		c.endLeft()
+	}
+}
+
+// endLeft ends what a check that failed may have left open, as any run under a
+// newer claim would, so that it is not held against the next check.
+func (c *checker) endLeft() {
+	source, _ := sdk.As[sdk.Source](c.Platform)
+	snap, err := settle(c, func() (sdk.Snapshot, error) {
+		return source.Snapshot(c.ctx, c.op("left", epochsPerCheck-1), sdk.SnapshotRequest{Machine: c.Machine})
+	})
+	if err == nil {
+		_ = settled(c, func() error { return source.EndSnapshot(c.ctx, c.op("end left", epochsPerCheck-1), snap, false) })
+	}
 }
 
 // op is an operation of this check under its epoch plus newer.
@@ -243,14 +258,14 @@ func (c *checker) machine() sdk.Machine {
 	return m
 }
 
-func (c *checker) find(p sdk.Platform, id sdk.MachineID) (sdk.Machine, bool) {
+func (c *checker) find(p sdk.Platform, id sdk.MachineID) (found sdk.Machine, ok bool) {
 	for m, err := range p.Machines(c.ctx) {
 		c.must("list machines", err)
 		if m.ID == id {
-			return m, true
+			found, ok = m, true
 		}
 	}
-	return sdk.Machine{}, false
+	return found, ok
 }
 
 // objects is what there is at the back-end, or nil.

@@ -211,6 +211,15 @@ func quiesce(c *checker) {
 }
 
 func reader(c *checker) {
+	if c.Write != nil {
+		noise := make([]byte, 4*grain)
+		for i := range noise {
+			noise[i] = byte(i*7 + i>>8)
+		}
+		for _, d := range c.usable() {
+			c.write(d.ID, 0, noise)
+		}
+	}
 	snap := c.snapshot("s", 0, nil)
 	for _, d := range snap.Machine.Disks {
 		whole := c.content(c.Platform, snap, d.ID)

@@ -61,8 +61,8 @@ func sourceOperationIDs(c *checker) {
 func sourceOutOfOrder(c *checker) {
 	snap := c.snapshot("s", 0, nil)
 	disk := c.usable()[0]
-	whole := c.content(c.Platform, snap, disk.ID)
 	late := c.open(c.Platform, snap, disk.ID)
+	whole := c.content(c.Platform, snap, disk.ID)
 	c.must("end the snapshot", c.end(snap, 0, false))
 	if c.Write != nil {
 		c.write(disk.ID, 0, bytes.Repeat([]byte("later "), 1000))

@@ -141,13 +141,13 @@ func changedIsComplete(c *checker) {
 	for round := range byte(3) {
 		if round == 1 {
 			// What is written while a snapshot is open belongs to the next.
-			open := c.snapshot("open", uint64(round)+1, before.snap.Marks)
+			open := c.snapshot("open", 2*uint64(round)+1, nil)
 			c.scatter(100)
-			c.must("end the snapshot", c.end(open, uint64(round)+1, false))
+			c.must("end the snapshot", c.end(open, 2*uint64(round)+1, false))
 		} else {
 			c.scatter(round + 2)
 		}
-		after := c.backup("incremental", uint64(round)+1, before.snap.Marks, true)
+		after := c.backup("incremental", 2*uint64(round)+2, before.snap.Marks, true)
 		c.complete(before, after)
 		before = after
 	}

@@ -2,8 +2,121 @@ package sim
 
 import "github.com/holdfast-dr/holdfast/sdk"
 
-// Breach is a rule of the contract that is broken on request.
+// Breach is a rule of the contract that a platform breaks on request. Each is
+// a mistake that authors make, as small as it can be: all else goes on as it
+// should. They test who tests plugins.
 type Breach string
 
-// Break is the platform with one rule broken.
-func (p *Platform) Break(Breach) sdk.Platform { return p }
+// Of every platform.
+const (
+	BreachInventoryRepeats   Breach = "inventory-repeats-a-machine"
+	BreachListingSpoilsNext  Breach = "given-up-listing-spoils-the-next"
+	BreachProcessesDiffer    Breach = "processes-see-different-disks"
+	BreachProbeWithoutReason Breach = "probe-gives-no-reason"
+	BreachProbeKnowsAll      Breach = "probe-knows-every-machine"
+	BreachCancelFails        Breach = "cancel-of-an-unknown-operation-fails"
+	BreachContextIgnored     Breach = "ended-context-is-ignored"
+	BreachCloseDoesNothing   Breach = "close-does-nothing"
+	BreachHintLost           Breach = "hints-are-lost"
+	BreachOneProbeAtATime    Breach = "only-one-probe-at-a-time"
+	BreachProgressFalls      Breach = "progress-falls"
+	BreachErrorIsTwo         Breach = "error-is-two-at-once"
+)
+
+// Of a Source.
+const (
+	BreachUnknownDiskLeftOut     Breach = "unknown-disks-are-left-out"
+	BreachRepeatDatedAnew        Breach = "repeated-snapshot-is-dated-anew"
+	BreachSecondSnapshotEndsIt   Breach = "second-snapshot-ends-the-first"
+	BreachNewerClaimIsBusy       Breach = "snapshot-of-an-older-claim-stays-in-the-way"
+	BreachOlderClaimEnds         Breach = "older-claim-ends-a-snapshot"
+	BreachAllDisksAnyway         Breach = "all-disks-are-taken-anyway"
+	BreachNoteMissing            Breach = "less-is-achieved-without-a-note"
+	BreachReadsRounded           Breach = "reads-are-rounded-to-sectors"
+	BreachExtentsHaveGap         Breach = "extents-have-a-gap"
+	BreachSecondOpeningIsLive    Breach = "second-opening-shows-the-live-disk"
+	BreachTwoMoments             Breach = "disks-show-two-moments"
+	BreachEndedStaysInTheWay     Breach = "ended-snapshot-stays-in-the-way"
+	BreachFailedRunLeavesFile    Breach = "failed-run-leaves-a-file"
+	BreachSnapshotWithoutID      Breach = "snapshot-without-an-operation-id-works"
+	BreachDiskOutlivesSnapshot   Breach = "open-disks-outlive-their-snapshot"
+	BreachParallelSnapshotIsBusy Breach = "same-snapshot-in-parallel-is-busy"
+	BreachCancelledSnapshotStays Breach = "cancelled-snapshot-stays"
+	BreachGivenUpReaderStays     Breach = "given-up-reader-keeps-the-disk"
+	BreachSnapshotLocks          Breach = "killed-process-keeps-the-lock-of-snapshot"
+	BreachEndLocks               Breach = "killed-process-keeps-the-lock-of-end"
+	BreachKilledReaderStays      Breach = "killed-process-keeps-the-disk-that-it-read"
+	BreachSnapshotFencedEarly    Breach = "snapshot-looks-at-the-epoch-too-early"
+)
+
+// Of a ChangeTracker.
+const (
+	BreachMarkTooLong          Breach = "marks-are-too-long"
+	BreachWritesUntracked      Breach = "writes-during-a-snapshot-are-not-tracked"
+	BreachFailedRunTakesMark   Breach = "failed-run-takes-the-mark-before"
+	BreachForeignMarkTaken     Breach = "mark-of-another-disk-is-taken"
+	BreachUnknownMarkTakesAll  Breach = "release-of-an-unknown-mark-releases-all"
+	BreachUnknownDiskUnchanged Breach = "unknown-disk-has-no-changes"
+	BreachKeptRunLeavesFile    Breach = "kept-run-leaves-a-file"
+	BreachOlderClaimReleases   Breach = "older-claim-releases-a-mark"
+	BreachEndedIsUnchanged     Breach = "ended-snapshot-has-no-changes"
+	BreachParallelChangesCut   Breach = "changes-asked-for-in-parallel-are-cut-short"
+	BreachReleaseLocks         Breach = "killed-process-keeps-the-lock-of-release"
+)
+
+// Of a Target.
+const (
+	BreachUnknownDraftDisk     Breach = "unknown-disk-of-a-draft-is-invalid"
+	BreachNetworksNotNamed     Breach = "existing-networks-are-not-named"
+	BreachUUIDKept             Breach = "new-machine-has-the-old-uuid"
+	BreachDraftsListed         Breach = "drafts-are-listed"
+	BreachCommittedAborted     Breach = "committed-draft-can-be-aborted"
+	BreachAbortLeavesFile      Breach = "abort-under-a-writer-leaves-a-file"
+	BreachWritesBeyondEnd      Breach = "writes-beyond-the-end-succeed"
+	BreachReopenKeepsWriter    Breach = "reopening-keeps-the-writer-before"
+	BreachOlderClaimAborts     Breach = "older-claim-aborts-a-draft"
+	BreachForeignSpaceAborts   Breach = "foreign-space-aborts-a-draft"
+	BreachReplacedGetsCards    Breach = "replaced-machine-gets-new-addresses"
+	BreachRunningReplaced      Breach = "running-machine-is-replaced"
+	BreachSizesRounded         Breach = "small-disks-are-rounded-up"
+	BreachEmptyDiskFails       Breach = "empty-disk-cannot-be-opened"
+	BreachFewDisks             Breach = "disks-after-the-26th-are-dropped"
+	BreachNamesInASCII         Breach = "names-are-spelled-in-ascii"
+	BreachDiskIDsCleaned       Breach = "disk-ids-are-cleaned"
+	BreachOperationIDsCleaned  Breach = "operation-ids-are-cleaned"
+	BreachWriterOutlivesCommit Breach = "writers-outlive-the-commit"
+	BreachParallelCreatesTwo   Breach = "same-draft-in-parallel-is-two"
+	BreachCancelledDraftStays  Breach = "cancelled-creation-stays"
+	BreachReopenEmpties        Breach = "reopening-empties-the-disk"
+	BreachCreateLocks          Breach = "killed-process-keeps-the-lock-of-create"
+	BreachOpenLocks            Breach = "killed-process-keeps-the-lock-of-open"
+	BreachKilledWriterStays    Breach = "killed-process-keeps-the-disk-that-it-wrote"
+	BreachCommitLocks          Breach = "killed-process-keeps-the-lock-of-commit"
+	BreachAbortLocks           Breach = "killed-process-keeps-the-lock-of-abort"
+	BreachWriterNeverFenced    Breach = "writer-that-has-written-is-not-fenced-by-a-newer-claim"
+	BreachWriteFencedEarly     Breach = "write-looks-at-the-fence-too-early"
+	BreachCommitFencedEarly    Breach = "commit-looks-at-the-epoch-too-early"
+)
+
+// Of a Power.
+const (
+	BreachStartedIsPaused     Breach = "started-machine-is-paused"
+	BreachUnknownStartInvalid Breach = "start-of-an-unknown-machine-is-invalid"
+	BreachOlderClaimStops     Breach = "older-claim-stops-a-machine"
+	BreachGraceHasNoEnd       Breach = "grace-has-no-end"
+	BreachParallelStopIsBusy  Breach = "same-stop-in-parallel-is-busy"
+	BreachStartLocks          Breach = "killed-process-keeps-the-lock-of-start"
+	BreachStopLocks           Breach = "killed-process-keeps-the-lock-of-stop"
+	BreachStartFencedEarly    Breach = "start-looks-at-the-epoch-too-early"
+	BreachForeignSpaceStarts  Breach = "foreign-space-starts-a-machine"
+)
+
+// Break is the platform with one rule broken; "" breaks none. What a breach has
+// to remember, all platforms of a Hypervisor remember together, as long as
+// they are in one process.
+func (p *Platform) Break(b Breach) sdk.Platform {
+	if b == "" {
+		return p
+	}
+	return &rogue{Platform: p, breach: b, memory: &p.hypervisor.memory}
+}

@@ -25,7 +25,10 @@ const (
 // Hypervisor is a simulated back-end. Its methods are what an operator and a
 // guest would do; Connect gives what a plugin sees. All may be called from
 // several goroutines.
-type Hypervisor struct{ store store }
+type Hypervisor struct {
+	store  store
+	memory memory // of breaches
+}
 
 // New makes a hypervisor in memory.
 func New() *Hypervisor { return &Hypervisor{store: newMemoryStore()} }

@@ -27,6 +27,7 @@ type state struct {
 	Faults    []Fault
 	Calls     map[string]int // by fault: how many calls it has seen
 	Pending   map[string]int // by call and Op.ID: how often it answered ErrPending
+	Lossy     bool           `json:",omitempty"` // writes during a snapshot are not tracked
 
 	garbage []string // files to remove once this is saved
 }

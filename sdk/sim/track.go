@@ -51,14 +51,15 @@ func (st *state) guestWrite(s store, id sdk.MachineID, diskID sdk.DiskID, d *dis
 	}
 	defer table.Close()
 
-	if snap := st.openSnapshot(id); snap != nil {
+	snap := st.openSnapshot(id)
+	if snap != nil {
 		if i, ok := snap.Disks[diskID]; ok && i.Disk.UID == d.UID {
 			if err := preserve(s, snap.ID, i, image, table, off, int64(len(data))); err != nil {
 				return fmt.Errorf("keep what snapshot %s shows: %w", snap.ID, err)
 			}
 		}
 	}
-	for b := off / blockSize; b*blockSize < off+int64(len(data)); b++ {
+	for b := off / blockSize; b*blockSize < off+int64(len(data)) && (snap == nil || !st.Lossy); b++ {
 		if err := putEntry(table, b*entrySize, d.Generation); err != nil {
 			return err
 		}

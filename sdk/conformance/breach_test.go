@@ -1,0 +1,191 @@
+package conformance_test
+
+import (
+	"regexp"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/holdfast-dr/holdfast/sdk/conformance"
+	"github.com/holdfast-dr/holdfast/sdk/sim"
+)
+
+// breaches says which check is there to catch which mistake.
+var breaches = []struct {
+	check  string
+	breach sim.Breach
+	wired  bool // the mistake can only be seen when the data goes over a wire
+	slow   bool // a call is slower than the limit, instead of the breach
+}{
+	{check: "platform/inventory", breach: sim.BreachInventoryRepeats},
+	{check: "platform/inventory-given-up", breach: sim.BreachListingSpoilsNext},
+	{check: "platform/fresh-process-agrees", breach: sim.BreachProcessesDiffer},
+	{check: "platform/probe", breach: sim.BreachProbeWithoutReason},
+	{check: "platform/probe-unknown", breach: sim.BreachProbeKnowsAll},
+	{check: "platform/cancel-unknown", breach: sim.BreachCancelFails},
+	{check: "platform/cancelled-context", breach: sim.BreachContextIgnored},
+	{check: "platform/closed-is-closed", breach: sim.BreachCloseDoesNothing},
+	{check: "platform/sentinels-arrive", breach: sim.BreachHintLost},
+	{check: "platform/parallel-calls", breach: sim.BreachOneProbeAtATime},
+
+	{check: "source/unknown-names", breach: sim.BreachUnknownDiskLeftOut},
+	{check: "source/snapshot-repeats", breach: sim.BreachRepeatDatedAnew},
+	{check: "source/second-snapshot-is-busy", breach: sim.BreachSecondSnapshotEndsIt},
+	{check: "source/newer-claim-ends-older-snapshot", breach: sim.BreachNewerClaimIsBusy},
+	{check: "source/older-claim-is-fenced", breach: sim.BreachOlderClaimEnds},
+	{check: "source/some-disks", breach: sim.BreachAllDisksAnyway},
+	{check: "source/quiesce-says-what-was-achieved", breach: sim.BreachNoteMissing},
+	{check: "source/reader", breach: sim.BreachReadsRounded},
+	{check: "source/extents", breach: sim.BreachExtentsHaveGap},
+	{check: "source/snapshot-stays-as-it-was", breach: sim.BreachSecondOpeningIsLive},
+	{check: "source/one-moment-of-all-disks", breach: sim.BreachTwoMoments},
+	{check: "source/end-repeats", breach: sim.BreachEndedStaysInTheWay},
+	{check: "source/leaves-nothing", breach: sim.BreachFailedRunLeavesFile},
+	{check: "source/operation-ids", breach: sim.BreachSnapshotWithoutID},
+	{check: "source/calls-out-of-order", breach: sim.BreachDiskOutlivesSnapshot},
+	{check: "source/parallel-calls", breach: sim.BreachParallelSnapshotIsBusy},
+	{check: "source/cancelled-call-repeats", breach: sim.BreachCancelledSnapshotStays},
+	{check: "source/data-cut", breach: sim.BreachGivenUpReaderStays, wired: true},
+	{check: "source/killed-in-snapshot", breach: sim.BreachSnapshotLocks},
+	{check: "source/killed-in-end", breach: sim.BreachEndLocks},
+	{check: "source/killed-while-read", breach: sim.BreachKilledReaderStays},
+	{check: "source/stopped-process-is-fenced", breach: sim.BreachSnapshotFencedEarly},
+
+	{check: "change-tracker/marks", breach: sim.BreachMarkTooLong},
+	{check: "change-tracker/changed-is-complete", breach: sim.BreachWritesUntracked},
+	{check: "change-tracker/failed-run-keeps-the-mark", breach: sim.BreachFailedRunTakesMark},
+	{check: "change-tracker/worthless-marks-are-lost", breach: sim.BreachForeignMarkTaken},
+	{check: "change-tracker/release", breach: sim.BreachUnknownMarkTakesAll},
+	{check: "change-tracker/unknown-names", breach: sim.BreachUnknownDiskUnchanged},
+	{check: "change-tracker/leaves-nothing", breach: sim.BreachKeptRunLeavesFile},
+	{check: "change-tracker/older-claim-is-fenced", breach: sim.BreachOlderClaimReleases},
+	{check: "change-tracker/calls-out-of-order", breach: sim.BreachEndedIsUnchanged},
+	{check: "change-tracker/parallel-calls", breach: sim.BreachParallelChangesCut},
+	{check: "change-tracker/killed-in-release", breach: sim.BreachReleaseLocks},
+
+	{check: "target/unknown-names", breach: sim.BreachUnknownDraftDisk},
+	{check: "target/unknown-network", breach: sim.BreachNetworksNotNamed},
+	{check: "target/draft-becomes-a-machine", breach: sim.BreachUUIDKept},
+	{check: "target/draft-is-invisible", breach: sim.BreachDraftsListed},
+	{check: "target/repeats", breach: sim.BreachCommittedAborted},
+	{check: "target/abort-leaves-nothing", breach: sim.BreachAbortLeavesFile},
+	{check: "target/shape", breach: sim.BreachWritesBeyondEnd},
+	{check: "target/writer-before-is-fenced", breach: sim.BreachReopenKeepsWriter},
+	{check: "target/older-claim-is-fenced", breach: sim.BreachOlderClaimAborts},
+	{check: "target/foreign-space-is-denied", breach: sim.BreachForeignSpaceAborts},
+	{check: "target/replace", breach: sim.BreachReplacedGetsCards},
+	{check: "target/replace-of-a-running-machine-is-busy", breach: sim.BreachRunningReplaced},
+	{check: "target/odd-sizes", breach: sim.BreachSizesRounded},
+	{check: "target/empty-disk", breach: sim.BreachEmptyDiskFails},
+	{check: "target/many-disks", breach: sim.BreachFewDisks},
+	{check: "target/names-in-any-script", breach: sim.BreachNamesInASCII},
+	{check: "target/disk-ids-in-any-script", breach: sim.BreachDiskIDsCleaned},
+	{check: "target/operation-ids", breach: sim.BreachOperationIDsCleaned},
+	{check: "target/calls-out-of-order", breach: sim.BreachWriterOutlivesCommit},
+	{check: "target/parallel-calls", breach: sim.BreachParallelCreatesTwo},
+	{check: "target/cancelled-call-repeats", breach: sim.BreachCancelledDraftStays},
+	{check: "target/data-cut", breach: sim.BreachReopenEmpties, wired: true},
+	{check: "target/killed-in-create", breach: sim.BreachCreateLocks},
+	{check: "target/killed-in-open", breach: sim.BreachOpenLocks},
+	{check: "target/killed-while-written", breach: sim.BreachKilledWriterStays},
+	{check: "target/killed-in-commit", breach: sim.BreachCommitLocks},
+	{check: "target/killed-in-abort", breach: sim.BreachAbortLocks},
+	{check: "target/stopped-host-cannot-write", breach: sim.BreachWriterNeverFenced, wired: true},
+	{check: "target/stopped-process-cannot-write", breach: sim.BreachWriteFencedEarly},
+	{check: "target/stopped-process-cannot-commit", breach: sim.BreachCommitFencedEarly},
+
+	{check: "power/start-and-stop", breach: sim.BreachStartedIsPaused},
+	{check: "power/unknown-machine", breach: sim.BreachUnknownStartInvalid},
+	{check: "power/older-claim-is-fenced", breach: sim.BreachOlderClaimStops},
+	{check: "power/stop-within-grace", breach: sim.BreachGraceHasNoEnd},
+	{check: "power/parallel-calls", breach: sim.BreachParallelStopIsBusy},
+	{check: "power/killed-in-start", breach: sim.BreachStartLocks},
+	{check: "power/killed-in-stop", breach: sim.BreachStopLocks},
+	{check: "power/stopped-process-is-fenced", breach: sim.BreachStartFencedEarly},
+	{check: "power/foreign-space-is-denied", breach: sim.BreachForeignSpaceStarts},
+
+	{check: "platform/calls-return-in-time", slow: true},
+	{check: "platform/pending-says-how-far", breach: sim.BreachProgressFalls},
+	{check: "platform/errors-mean-one-thing", breach: sim.BreachErrorIsTwo},
+}
+
+// TestEachBreachIsCaughtByItsCheck breaks one rule at a time and runs the
+// whole suite: the check that names the rule fails, and no other does.
+func TestEachBreachIsCaughtByItsCheck(t *testing.T) {
+	// The suite waits more than it works, so several run at a time.
+	turns := make(chan struct{}, 4)
+	found := make([]map[string][]string, len(breaches))
+	var group sync.WaitGroup
+	for i, test := range breaches {
+		f := broken(t, test.breach, test.wired, test.slow)
+		found[i] = make(map[string][]string)
+		group.Go(func() {
+			turns <- struct{}{}
+			defer func() { <-turns }()
+			conformance.Verify(t.Context(), f, func(r conformance.Result) {
+				if len(r.Problems) > 0 {
+					found[i][r.Check] = r.Problems
+				}
+			})
+		})
+	}
+	group.Wait()
+	for i, test := range breaches {
+		if len(found[i]) != 1 || found[i][test.check] == nil {
+			t.Errorf("%q should fail %s alone; these failed: %v", test.breach, test.check, found[i])
+		}
+	}
+}
+
+// broken is a fixture of a platform with one mistake.
+func broken(t *testing.T, breach sim.Breach, wired, late bool) conformance.Fixture {
+	switch {
+	case late:
+		f := inMemory(t, sim.Settings{Faults: []sim.Fault{{Call: "Start", Action: sim.ActionDelay, Delay: slow}}}, "")
+		f.CallLimit = slow
+		return f
+	case wired:
+		return overGRPC(t, sim.Settings{}, breach)
+	}
+	return inMemory(t, sim.Settings{}, breach)
+}
+
+// slow is a call limit that no call here comes near unless it is made to.
+const slow = 4 * time.Second
+
+func TestEachCheckHasABreach(t *testing.T) {
+	var want, have []string
+	for _, c := range conformance.Checks() {
+		want = append(want, c.Name)
+	}
+	seen := make(map[sim.Breach]bool)
+	for _, b := range breaches {
+		have = append(have, b.check)
+		if seen[b.breach] {
+			t.Errorf("breach %s is there for two checks", b.breach)
+		}
+		seen[b.breach] = true
+	}
+	slices.Sort(want)
+	slices.Sort(have)
+	if diff := cmp.Diff(want, slices.Compact(have)); diff != "" {
+		t.Errorf("checks with a breach that they catch (-want +have):\n%s", diff)
+	}
+}
+
+func TestPanicIsAProblemOfItsCheckAlone(t *testing.T) {
+	f := inMemory(t, sim.Settings{Faults: []sim.Fault{{Call: "Start", Action: sim.ActionPanic}}}, "")
+	f.Only = regexp.MustCompile("^power/")
+	var failed []string
+	conformance.Verify(t.Context(), f, func(r conformance.Result) {
+		if len(r.Problems) > 0 {
+			failed = append(failed, r.Check)
+		}
+	})
+	if diff := cmp.Diff([]string{"power/start-and-stop"}, failed); diff != "" {
+		t.Errorf("failed (-want +have):\n%s", diff)
+	}
+}
