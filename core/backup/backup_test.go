@@ -447,6 +447,44 @@ func TestFailedRunLeavesNothing(t *testing.T) {
 	s.holds()
 }
 
+// spared is a source that ends a snapshot by itself.
+type spared struct {
+	*sim.Platform
+	why error
+}
+
+func (s *spared) As(target any) bool {
+	if source, ok := target.(*sdk.Source); ok {
+		*source = s
+		return true
+	}
+	return s.Platform.As(target)
+}
+
+func (s *spared) OpenDisk(ctx context.Context, snap sdk.Snapshot, disk sdk.DiskID) (sdk.BlockReader, error) {
+	if s.why != nil {
+		return nil, s.why
+	}
+	return s.Platform.OpenDisk(ctx, snap, disk)
+}
+
+func TestReasonOfAnEndedSnapshotIsTold(t *testing.T) {
+	s := newSite(t, 8*mib)
+	s.write(0, 0, 4*mib, 1)
+	source, boom := &spared{Platform: s.hv.Connect(sim.Settings{})}, errors.New("boom")
+	s.req.Platform = source
+	s.repo.OnPut = func(context.Context, []byte) error {
+		source.why = sdk.Errorf(sdk.ErrUnavailable, sdk.FaultBackend, "ended to spare the guest").WithHint("give it room")
+		return boom
+	}
+	_, err := backup.Run(t.Context(), s.request())
+	if !errors.Is(err, sdk.ErrUnavailable) || !errors.Is(err, boom) || sdk.HintOf(err) != "give it room" {
+		t.Errorf("Run = %v", err)
+	}
+	source.why = nil
+	s.clean()
+}
+
 func TestCancelledRunEndsItsSnapshot(t *testing.T) {
 	s := newSite(t, 8*mib)
 	s.write(0, 0, 4*mib, 1)

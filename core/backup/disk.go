@@ -98,12 +98,31 @@ func (r *run) copyDisk(ctx context.Context, i int) error {
 		}
 		next, warning := slower(disk, err)
 		if warning.Code == "" || ctx.Err() != nil {
-			return err
+			return r.explain(ctx, d.ID, err)
 		}
 		warning.Disk = d.ID
 		r.warn(warning)
 		disk = next
 	}
+}
+
+// explain puts before the failure of a copy what the source says of the
+// snapshot: where it was ended, that is why its disk could not be read.
+func (r *run) explain(ctx context.Context, disk sdk.DiskID, err error) error {
+	if ctx.Err() != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, sdk.CallLimit)
+	defer cancel()
+	reader, gone := r.source.OpenDisk(ctx, r.snap, disk)
+	if gone == nil {
+		_ = reader.Close()
+		return err
+	}
+	if errors.Is(gone, sdk.ErrPending) || ctx.Err() != nil {
+		return err
+	}
+	return fmt.Errorf("%w (%w)", gone, err)
 }
 
 // slower is the next best way to read a disk after an error that says that

@@ -119,7 +119,7 @@ func (c *protected) backup(kinds ...point.Kind) backup.Result {
 		if want := kinds[min(i, len(kinds)-1)]; d.Kind != want {
 			c.Errorf("disk %s was read as %s, expected %s; warnings %+v; note %q", d.ID, d.Kind, want, res.Warnings, res.Note)
 		}
-		if d.Kind == point.KindIncremental && d.ReadBytes > d.SizeBytes/2 {
+		if d.Kind == point.KindIncremental && d.ReadBytes > d.SizeBytes*3/4 {
 			c.Errorf("an incremental read %d of %d bytes of disk %s", d.ReadBytes, d.SizeBytes, d.ID)
 		}
 	}
