@@ -46,20 +46,24 @@ type run struct {
 		SentBytes int64 `json:"sent_bytes"`
 		DoneBytes int64 `json:"done_bytes"`
 	}
-	Machines []struct {
-		Machine     string
-		Point       string
-		Kind        string
-		SizeBytes   int64 `json:"size_bytes"`
-		ReadBytes   int64 `json:"read_bytes"`
-		StoredBytes int64 `json:"stored_bytes"`
-		Warnings    []string
-	}
+	Machines []result
 	Restored struct {
 		Machine   string
 		MachineID string `json:"machine_id"`
 	}
 	Failure struct{ Message, Hint, Side string }
+}
+
+// result is what became of one machine in a run.
+type result struct {
+	Machine     string
+	Point       string
+	Kind        string
+	SizeBytes   int64 `json:"size_bytes"`
+	ReadBytes   int64 `json:"read_bytes"`
+	SourceBytes int64 `json:"source_bytes"`
+	StoredBytes int64 `json:"stored_bytes"`
+	Warnings    []string
 }
 
 // lab is a stack with a simulated hypervisor at the tenant's site.
