@@ -313,6 +313,11 @@ func endpointNames(ctx context.Context, c *client.Client) ([]string, error) {
 	return namesOf(items, err, func(e agent.EndpointStatus) string { return e.Name })
 }
 
+func workerNames(ctx context.Context, c *client.Client) ([]string, error) {
+	items, err := read[[]agent.WorkerStatus](c.SiteListWorkers(ctx))
+	return namesOf(items, err, func(w agent.WorkerStatus) string { return w.Name })
+}
+
 func machineNames(ctx context.Context, c *client.Client) ([]string, error) {
 	items, err := read[[]agent.MachineStatus](c.SiteListMachines(ctx, nil))
 	return namesOf(items, err, func(m agent.MachineStatus) string { return m.Name })

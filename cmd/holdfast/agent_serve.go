@@ -34,7 +34,8 @@ func agentServeCommand(a *app) *cobra.Command {
 		Long: `Run the agent: jobs on schedule and by hand, restores, and the socket that the other commands use.
 
 It keeps everything in its data directory: agent.db (SQLite), master.key (which seals credentials and keys in the
-database) and agent.sock (for its user only). It listens on no network. A run that a crash or a restart interrupts goes on
+database) and agent.sock (for its user only). It listens on no network, unless it has workers: then on the address that
+--workers-listen gives. A run that a crash or a restart interrupts goes on
 at the next start, without sending again what had arrived.
 
 Configuration comes from a YAML or TOML file, the environment (HOLDFAST_ and the key in upper case, dots as
@@ -42,10 +43,11 @@ underscores) and flags, later ones first. Unknown keys are refused. systemd's cr
 master key if it is there.
 
 Keys of the file:
-  data, name, master_key, plugins, log.level, log.format`,
+  data, name, master_key, plugins, workers.listen, workers.address, log.level, log.format`,
 		Example: `  holdfast agent serve
   holdfast agent serve --data /srv/holdfast-agent --name berlin
-  holdfast agent serve --plugins /usr/lib/holdfast --log-level debug`,
+  holdfast agent serve --plugins /usr/lib/holdfast --log-level debug
+  holdfast agent serve --workers-listen :6181 --workers-address agent.example.com:6181`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			config := siteConfig{Log: logConfig{Level: "info", Format: "text"}}
@@ -70,6 +72,8 @@ Keys of the file:
 	flags.String("name", "", "name of the site (default the machine's name)")
 	flags.String("master-key", "", "where the master key is: file:PATH (default master.key in the data directory)")
 	flags.StringSlice("plugins", nil, "directories with plugin programs (default that of this program)")
+	flags.String("workers-listen", "", "address on which workers connect, such as :6181 (default: none do)")
+	flags.String("workers-address", "", "address that workers are told to connect to (default: that on which the agent listens)")
 	flags.String("log-level", "", "debug, info, warn or error (default info)")
 	flags.String("log-format", "", "text or json (default text)")
 	return cmd
@@ -111,6 +115,16 @@ func (a *app) serveSite(ctx context.Context, config siteConfig, log *slog.Logger
 		return nil
 	})
 	g.Go(func() error { return s.agent.Serve(running) })
+	if s.hub != nil {
+		workers, err := net.Listen("tcp", config.Workers.Listen)
+		if err != nil {
+			end()
+			_ = server.Close()
+			return errors.Join(withHint(fmt.Errorf("listen for workers: %w", err), "choose another address with --workers-listen"), listener.Close())
+		}
+		log.InfoContext(ctx, "workers may connect", "address", workers.Addr().String(), "fingerprint", s.hub.Fingerprint().String())
+		g.Go(func() error { return s.hub.Serve(running, workers) })
+	}
 	log.InfoContext(ctx, "agent serves", "site", config.Name, "data", config.Data, "socket", a.socketPath(), "version", versionText())
 	err = g.Wait()
 	if ctx.Err() != nil {

@@ -18,24 +18,32 @@ import (
 
 	"github.com/holdfast-dr/holdfast/core/agent"
 	"github.com/holdfast-dr/holdfast/core/api"
+	"github.com/holdfast-dr/holdfast/core/audit"
 	"github.com/holdfast-dr/holdfast/core/client"
 	"github.com/holdfast-dr/holdfast/core/host"
+	"github.com/holdfast-dr/holdfast/core/pki"
 	"github.com/holdfast-dr/holdfast/core/secret"
 	"github.com/holdfast-dr/holdfast/core/state"
+	"github.com/holdfast-dr/holdfast/core/worker"
 )
 
 // siteConfig is the agent's process configuration.
 type siteConfig struct {
-	Data    string    `mapstructure:"data"`       // directory of everything that the agent keeps
-	Name    string    `mapstructure:"name"`       // of the site
-	Key     string    `mapstructure:"master_key"` // file:PATH
-	Plugins []string  `mapstructure:"plugins"`    // directories with plugin programs
-	Log     logConfig `mapstructure:"log"`
+	Data    string   `mapstructure:"data"`       // directory of everything that the agent keeps
+	Name    string   `mapstructure:"name"`       // of the site
+	Key     string   `mapstructure:"master_key"` // file:PATH
+	Plugins []string `mapstructure:"plugins"`    // directories with plugin programs
+	Workers struct {
+		Listen  string `mapstructure:"listen"`  // "" is off
+		Address string `mapstructure:"address"` // what workers are told
+	} `mapstructure:"workers"`
+	Log logConfig `mapstructure:"log"`
 }
 
 // site is an agent that was constructed, with what has to be closed after it.
 type site struct {
 	agent  *agent.Agent
+	hub    *worker.Hub // nil: no workers connect
 	closes []func() error
 }
 
@@ -70,6 +78,12 @@ func openSite(ctx context.Context, c siteConfig, log *slog.Logger) (_ *site, err
 	if run := filepath.Join(c.Data, "run"); len(run) <= longestRunDir {
 		options.RunDir = run
 	}
+	if c.Workers.Listen != "" {
+		if s.hub, err = openHub(ctx, db, key, c, log); err != nil {
+			return nil, err
+		}
+	}
+	options.Starter = agent.OnWorkers(s.workers())
 	plugins, err := host.New(db.Hosts(key), options)
 	if err != nil {
 		return nil, err
@@ -79,10 +93,32 @@ func openSite(ctx context.Context, c siteConfig, log *slog.Logger) (_ *site, err
 	s.agent = &agent.Agent{
 		Name: c.Name, Version: versionText(), Instance: uuid.Must(uuid.NewV7()).String(), Log: log,
 		Store: db.Site(key), Runs: db.Runs(), Claims: db.Claims(), Host: db.Hosts(key), Plugins: plugins,
+		Workers: s.workers(), WorkersAddress: c.Workers.Address,
 		Dial: wire.Dial, Enrol: wire.Enrol,
 	}
 	s.closes = append(s.closes, s.agent.Close)
 	return s, nil
+}
+
+// openHub makes where workers connect. Its authority is made at the first time.
+func openHub(ctx context.Context, db *state.DB, key *secret.Key, c siteConfig, log *slog.Logger) (*worker.Hub, error) {
+	if _, _, err := net.SplitHostPort(c.Workers.Listen); err != nil {
+		return nil, withHint(fmt.Errorf("listen for workers: %w", err), "want ADDRESS:PORT, such as :%s", worker.DefaultPort)
+	}
+	authority, err := pki.LoadAuthority(audit.With(ctx, audit.System("agent", "first start")), db.Trust(), key, "Holdfast workers of "+c.Name, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	at, _, _ := net.SplitHostPort(c.Workers.Address) // without a port it names nobody, which a pin allows
+	return worker.NewHub(ctx, worker.HubOptions{Store: db.Workers(), Authority: authority, Names: []string{at}, Log: log})
+}
+
+// workers is the hub, or nil and no interface that holds one.
+func (s *site) workers() agent.Workers {
+	if s.hub == nil {
+		return nil
+	}
+	return s.hub
 }
 
 // close ends everything, the newest first.
@@ -103,8 +139,12 @@ func (c *siteConfig) complete(a *app) {
 	if abs, err := filepath.Abs(c.Data); err == nil { // plugins have another working directory
 		c.Data = abs
 	}
+	hostname, _ := os.Hostname()
+	if c.Workers.Address == "" {
+		c.Workers.Address = agent.WorkersAddress(c.Workers.Listen, hostname)
+	}
 	if c.Name == "" {
-		c.Name, _ = os.Hostname() // without one the site has no name, which is allowed
+		c.Name = hostname // without one the site has no name, which is allowed
 	}
 	if c.Key == "" {
 		c.Key = "file:" + filepath.Join(c.Data, "master.key")

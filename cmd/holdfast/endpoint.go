@@ -37,7 +37,8 @@ Secrets come from files or standard input, never from the command line, where ev
 		Example: `  holdfast endpoint add lab --plugin sim
   holdfast endpoint add kvm1 --plugin libvirt --set uri=qemu:///system
   holdfast endpoint add kvm2 --plugin libvirt --set uri=qemu+tls://kvm2/system --set-file ca=ca.pem --set-file cert=cert.pem --set-file key=key.pem
-  holdfast endpoint add kvm3 --plugin libvirt --settings kvm3.json`,
+  holdfast endpoint add kvm3 --plugin libvirt --settings kvm3.json
+  holdfast endpoint add kvm4 --plugin libvirt --set uri=qemu:///system --worker kvm4`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			spec.Name = args[0]
@@ -58,7 +59,7 @@ Secrets come from files or standard input, never from the command line, where ev
 			if err != nil {
 				return err
 			}
-			return show(a, e, field{"endpoint", e.Name}, field{"plugin", e.Plugin}, field{"id", e.ID})
+			return show(a, e, field{"endpoint", e.Name}, field{"plugin", e.Plugin}, field{"workers", strings.Join(e.Workers, ", ")}, field{"id", e.ID})
 		},
 	}
 	flags := cmd.Flags()
@@ -66,8 +67,10 @@ Secrets come from files or standard input, never from the command line, where ev
 	flags.StringArrayVar(&set, "set", nil, "setting: KEY=VALUE (not for secrets)")
 	flags.StringArrayVar(&setFile, "set-file", nil, "setting from a file: KEY=FILE, - for standard input")
 	flags.StringVar(&settings, "settings", "", "file with all settings as a JSON object, - for standard input")
+	flags.StringSliceVar(&spec.Workers, "worker", nil, "worker that runs the plugin; several are tried in their order (default: it runs at the agent)")
 	_ = cmd.MarkFlagRequired("plugin")
 	_ = cmd.RegisterFlagCompletionFunc("plugin", a.completeAll(pluginNames))
+	_ = cmd.RegisterFlagCompletionFunc("worker", a.completeAll(workerNames))
 	return cmd
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/holdfast-dr/holdfast/core/job"
 	"github.com/holdfast-dr/holdfast/core/tenant"
 	"github.com/holdfast-dr/holdfast/sdk"
+	"github.com/holdfast-dr/holdfast/sdk/plugin"
 )
 
 // Agent is one site. Its exported fields are set before first use and not
@@ -30,10 +31,13 @@ type Agent struct {
 	Claims   claim.Store
 	Host     host.Store // endpoints and enabled plugins
 	Plugins  Plugins
-	Dial     func(Connection) (Wire, error)
-	Enrol    func(ctx context.Context, e Enrolment) (Connection, error)
-	Log      *slog.Logger
-	Clock    func() time.Time // nil: time.Now
+	Workers  Workers // nil: this agent does not listen for workers
+	// WorkersAddress is what workers are told to connect to.
+	WorkersAddress string
+	Dial           func(Connection) (Wire, error)
+	Enrol          func(ctx context.Context, e Enrolment) (Connection, error)
+	Log            *slog.Logger
+	Clock          func() time.Time // nil: time.Now
 
 	keyMu sync.Mutex // serialises changes of the keyrings
 
@@ -57,6 +61,8 @@ type Plugins interface {
 	Find() ([]host.Found, error)
 	// EnableAs trusts a program as it is now; nil leaves its policy as it was.
 	EnableAs(ctx context.Context, name string, policy *host.PluginPolicy) (host.Enabled, error)
+	// EnableThere trusts a program that lies on another machine.
+	EnableThere(ctx context.Context, arch, sha256 string, d plugin.Description) (host.Enabled, error)
 	Disable(ctx context.Context, name string) error
 	// Reload changes to the program as it is now while jobs run.
 	Reload(ctx context.Context, r host.ReloadRequest) (host.Reloaded, error)

@@ -18,6 +18,7 @@ type EndpointSpec struct {
 	Name     string          `json:"name" minLength:"1" maxLength:"128" doc:"Unique at the site"`
 	Plugin   string          `json:"plugin" minLength:"1" maxLength:"64" doc:"An enabled plugin, such as libvirt"`
 	Settings json.RawMessage `json:"settings" doc:"JSON object that fits the plugin's schema; secrets in it are sealed at rest and never shown"`
+	Workers  []string        `json:"workers,omitempty" maxItems:"16" doc:"Workers that may run the plugin, tried in this order; without any it runs at the agent"`
 }
 
 // EndpointStatus is an endpoint as people see it, without its settings.
@@ -25,6 +26,13 @@ type EndpointStatus struct {
 	ID     string `json:"id"`
 	Name   string `json:"name"`
 	Plugin string `json:"plugin"`
+	// Workers are those that may run the plugin, in the order in which they are
+	// tried; without any it runs at the agent.
+	Workers []string `json:"workers,omitempty"`
+}
+
+func endpointStatus(e host.Endpoint) EndpointStatus {
+	return EndpointStatus{ID: e.ID, Name: e.Name, Plugin: e.Plugin, Workers: e.Workers}
 }
 
 // ProbeResult says what works at an endpoint now.
@@ -81,6 +89,9 @@ func (a *Agent) AddEndpoint(ctx context.Context, spec EndpointSpec) (EndpointSta
 			return EndpointStatus{}, fmt.Errorf("endpoint %q: %w", e.Name, tenant.ErrExists)
 		}
 	}
+	if e.Workers, err = a.namedWorkers(ctx, spec.Workers); err != nil {
+		return EndpointStatus{}, err
+	}
 	if err := a.Plugins.Check(ctx, e); err != nil {
 		return EndpointStatus{}, fmt.Errorf("check the settings of endpoint %q: %w", e.Name, err)
 	}
@@ -90,7 +101,7 @@ func (a *Agent) AddEndpoint(ctx context.Context, spec EndpointSpec) (EndpointSta
 	if err := a.Host.PutEndpoint(a.origin(ctx, "endpoint add"), e); err != nil {
 		return EndpointStatus{}, err
 	}
-	return EndpointStatus{ID: e.ID, Name: e.Name, Plugin: e.Plugin}, nil
+	return endpointStatus(e), nil
 }
 
 // Endpoints lists the site's endpoints by name.
@@ -101,7 +112,7 @@ func (a *Agent) Endpoints(ctx context.Context) ([]EndpointStatus, error) {
 	}
 	status := make([]EndpointStatus, len(all))
 	for i, e := range all {
-		status[i] = EndpointStatus{ID: e.ID, Name: e.Name, Plugin: e.Plugin}
+		status[i] = endpointStatus(e)
 	}
 	return status, nil
 }

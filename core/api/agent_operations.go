@@ -26,6 +26,7 @@ var agentRows = localRows(
 	"site-list-keys", "site-export-kit", "site-accept-kit", "site-decline-kit", "site-import-kit",
 	"site-list-plugins", "site-enable-plugin", "site-describe-plugin", "site-disable-plugin", "site-reload-plugin",
 	"site-list-plugin-logs", "site-follow-plugin-logs", "site-metrics",
+	"site-list-workers", "site-invite-worker", "site-remove-worker", "site-enable-worker-plugin",
 	"site-list-endpoints", "site-add-endpoint", "site-delete-endpoint", "site-probe-endpoint", "site-list-machines",
 	"site-list-jobs", "site-create-job", "site-get-job", "site-update-job", "site-enable-job", "site-disable-job", "site-delete-job",
 	"site-run-job", "site-list-runs", "site-get-run", "site-watch-run", "site-cancel-run",
@@ -49,6 +50,7 @@ func registerAgent(h huma.API, a *Agent) {
 	registerKeys(h, a)
 	registerPlugins(h, a)
 	registerEndpoints(h, a)
+	registerWorkers(h, a)
 	registerJobs(h, a)
 	registerSiteRuns(h, a)
 	registerPoints(h, a)

@@ -28,6 +28,7 @@ import (
 	"github.com/holdfast-dr/holdfast/core/secret"
 	"github.com/holdfast-dr/holdfast/core/state"
 	"github.com/holdfast-dr/holdfast/sdk"
+	"github.com/holdfast-dr/holdfast/sdk/plugin"
 	"github.com/holdfast-dr/holdfast/sdk/sim"
 )
 
@@ -119,6 +120,10 @@ func (p *plugins) Find() ([]host.Found, error) {
 
 func (p *plugins) EnableAs(_ context.Context, name string, _ *host.PluginPolicy) (host.Enabled, error) {
 	return host.Enabled{}, sdk.Errorf(sdk.ErrNotFound, sdk.FaultHost, "there is no program holdfast-plugin-%s", name)
+}
+
+func (p *plugins) EnableThere(_ context.Context, arch, sum string, d plugin.Description) (host.Enabled, error) {
+	return host.Enabled{Plugin: d.Name, Arch: arch, SHA256: sum, Version: d.Version}, nil
 }
 
 func (p *plugins) Disable(context.Context, string) error { return nil }

@@ -489,6 +489,27 @@ func (e SiteRunStatusTrigger) Valid() bool {
 	}
 }
 
+// Defines values for SiteWorkerStatusState.
+const (
+	Away      SiteWorkerStatusState = "away"
+	Connected SiteWorkerStatusState = "connected"
+	Invited   SiteWorkerStatusState = "invited"
+)
+
+// Valid indicates whether the value is a known member of the SiteWorkerStatusState enum.
+func (e SiteWorkerStatusState) Valid() bool {
+	switch e {
+	case Away:
+		return true
+	case Connected:
+		return true
+	case Invited:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for UpdateUserInputBodyRole.
 const (
 	UpdateUserInputBodyRoleProviderAdmin    UpdateUserInputBodyRole = "provider-admin"
@@ -1235,6 +1256,14 @@ type SiteEnablePluginInputBody struct {
 	Policy *PluginPolicy `json:"policy,omitempty"`
 }
 
+// SiteEnableWorkerPluginInputBody defines model for SiteEnableWorkerPluginInputBody.
+type SiteEnableWorkerPluginInputBody struct {
+	// Name Such as libvirt, for the program holdfast-plugin-libvirt
+	//
+	// Examples: libvirt
+	Name string `json:"name"`
+}
+
 // SiteEndpointSpec defines model for SiteEndpointSpec.
 type SiteEndpointSpec struct {
 	// Name Unique at the site
@@ -1245,13 +1274,17 @@ type SiteEndpointSpec struct {
 
 	// Settings JSON object that fits the plugin's schema; secrets in it are sealed at rest and never shown
 	Settings interface{} `json:"settings"`
+
+	// Workers Workers that may run the plugin, tried in this order; without any it runs at the agent
+	Workers *[]string `json:"workers,omitempty"`
 }
 
 // SiteEndpointStatus defines model for SiteEndpointStatus.
 type SiteEndpointStatus struct {
-	Id     string `json:"id"`
-	Name   string `json:"name"`
-	Plugin string `json:"plugin"`
+	Id      string    `json:"id"`
+	Name    string    `json:"name"`
+	Plugin  string    `json:"plugin"`
+	Workers *[]string `json:"workers,omitempty"`
 }
 
 // SiteExportKitInputBody defines model for SiteExportKitInputBody.
@@ -1287,6 +1320,17 @@ type SiteImportKitInputBody struct {
 	// Kit The whole file, base64
 	Kit        *[]byte `json:"kit,omitempty"`
 	Passphrase *string `json:"passphrase,omitempty"`
+}
+
+// SiteInviteWorkerInputBody defines model for SiteInviteWorkerInputBody.
+type SiteInviteWorkerInputBody struct {
+	// ExpiresHours How long the token is good for; a day if left out
+	ExpiresHours *int64 `json:"expires_hours,omitempty"`
+
+	// Name Of a new worker, or of one that enrols again
+	//
+	// Examples: kvm1
+	Name string `json:"name"`
 }
 
 // SiteJobSpec defines model for SiteJobSpec.
@@ -1708,6 +1752,58 @@ type SiteVerifyResult struct {
 	Point        string              `json:"point"`
 	Seconds      float64             `json:"seconds"`
 }
+
+// SiteWorkerInvitation defines model for SiteWorkerInvitation.
+type SiteWorkerInvitation struct {
+	// Address Where this agent listens for workers
+	Address string    `json:"address"`
+	Expires time.Time `json:"expires"`
+
+	// Fingerprint To be compared before the token is sent
+	Fingerprint string `json:"fingerprint"`
+
+	// Token Good for one worker; shown once
+	Token  string `json:"token"`
+	Worker string `json:"worker"`
+}
+
+// SiteWorkerPlugin defines model for SiteWorkerPlugin.
+type SiteWorkerPlugin struct {
+	// Arch Whose machines all start this build from now on
+	Arch    string `json:"arch"`
+	Plugin  string `json:"plugin"`
+	Sha256  string `json:"sha256"`
+	Version string `json:"version"`
+	Worker  string `json:"worker"`
+}
+
+// SiteWorkerStatus defines model for SiteWorkerStatus.
+type SiteWorkerStatus struct {
+	// Address Where it connected from
+	Address *string `json:"address,omitempty"`
+	Arch    *string `json:"arch,omitempty"`
+
+	// Endpoints That name it
+	Endpoints *[]string  `json:"endpoints,omitempty"`
+	Enrolled  *time.Time `json:"enrolled,omitempty"`
+	Id        string     `json:"id"`
+
+	// InvitationExpires When its last invitation is worth nothing any more
+	InvitationExpires *time.Time `json:"invitation_expires,omitempty"`
+	Name              string     `json:"name"`
+	Os                *string    `json:"os,omitempty"`
+
+	// Processes Plugins that it runs
+	Processes int64 `json:"processes"`
+
+	// Since When it connected
+	Since   *time.Time            `json:"since,omitempty"`
+	State   SiteWorkerStatusState `json:"state"`
+	Version *string               `json:"version,omitempty"`
+}
+
+// SiteWorkerStatusState defines model for SiteWorkerStatus.State.
+type SiteWorkerStatusState string
 
 // Status defines model for Status.
 type Status struct {
@@ -2177,6 +2273,12 @@ type SiteRestoreDiskJSONRequestBody = SiteDiskRestore
 
 // SiteRestoreMachineJSONRequestBody defines body for SiteRestoreMachine for application/json ContentType.
 type SiteRestoreMachineJSONRequestBody = SiteMachineRestore
+
+// SiteInviteWorkerJSONRequestBody defines body for SiteInviteWorker for application/json ContentType.
+type SiteInviteWorkerJSONRequestBody = SiteInviteWorkerInputBody
+
+// SiteEnableWorkerPluginJSONRequestBody defines body for SiteEnableWorkerPlugin for application/json ContentType.
+type SiteEnableWorkerPluginJSONRequestBody = SiteEnableWorkerPluginInputBody
 
 // CreateTenantJSONRequestBody defines body for CreateTenant for application/json ContentType.
 type CreateTenantJSONRequestBody = CreateTenantInputBody
@@ -2949,6 +3051,66 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /v1/site/runs/{run}/events (the `SiteWatchRun` operationId).
 	SiteWatchRun(ctx context.Context, run string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteListWorkers List the other machines that run plugins for the site
+	//
+	// Served by the agent on its local socket.
+	//
+	// Corresponds with GET /v1/site/workers (the `SiteListWorkers` operationId).
+	SiteListWorkers(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteInviteWorkerWithBody Invite a worker
+	//
+	// Makes a one-time token, which is shown once. It is bound to the first key that shows it; repeating the enrolment after a lost answer works with the same token. For a worker that exists, what enrolled before goes on until the new token is used.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/site/workers (the `SiteInviteWorker` operationId).
+	SiteInviteWorkerWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteInviteWorker Invite a worker
+	//
+	// Makes a one-time token, which is shown once. It is bound to the first key that shows it; repeating the enrolment after a lost answer works with the same token. For a worker that exists, what enrolled before goes on until the new token is used.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/site/workers (the `SiteInviteWorker` operationId).
+	SiteInviteWorker(ctx context.Context, body SiteInviteWorkerJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteRemoveWorker Forget a worker and cut it off at once
+	//
+	// Endpoints that name it go on with their other workers, or fail until it is invited again.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Corresponds with DELETE /v1/site/workers/{worker} (the `SiteRemoveWorker` operationId).
+	SiteRemoveWorker(ctx context.Context, worker string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteEnableWorkerPluginWithBody Trust a plugin's program as it is now on a worker
+	//
+	// Pins its SHA-256 for the worker's architecture: every machine of that architecture starts that build from then on. A plugin that is enabled at the agent needs this only where the worker has another architecture, or the agent does not have the plugin.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/site/workers/{worker}/plugins (the `SiteEnableWorkerPlugin` operationId).
+	SiteEnableWorkerPluginWithBody(ctx context.Context, worker string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SiteEnableWorkerPlugin Trust a plugin's program as it is now on a worker
+	//
+	// Pins its SHA-256 for the worker's architecture: every machine of that architecture starts that build from then on. A plugin that is enabled at the agent needs this only where the worker has another architecture, or the agent does not have the plugin.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/site/workers/{worker}/plugins (the `SiteEnableWorkerPlugin` operationId).
+	SiteEnableWorkerPlugin(ctx context.Context, worker string, body SiteEnableWorkerPluginJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetStatus Show how the server is
 	//
@@ -4711,6 +4873,126 @@ func (c *Client) SiteCancelRun(ctx context.Context, run string, reqEditors ...Re
 // Corresponds with GET /v1/site/runs/{run}/events (the `SiteWatchRun` operationId).
 func (c *Client) SiteWatchRun(ctx context.Context, run string, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewSiteWatchRunRequest(c.Server, run)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteListWorkers List the other machines that run plugins for the site
+//
+// Served by the agent on its local socket.
+//
+// Corresponds with GET /v1/site/workers (the `SiteListWorkers` operationId).
+func (c *Client) SiteListWorkers(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteListWorkersRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteInviteWorkerWithBody Invite a worker
+//
+// Makes a one-time token, which is shown once. It is bound to the first key that shows it; repeating the enrolment after a lost answer works with the same token. For a worker that exists, what enrolled before goes on until the new token is used.
+//
+// Served by the agent on its local socket.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/site/workers (the `SiteInviteWorker` operationId).
+func (c *Client) SiteInviteWorkerWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteInviteWorkerRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteInviteWorker Invite a worker
+//
+// Makes a one-time token, which is shown once. It is bound to the first key that shows it; repeating the enrolment after a lost answer works with the same token. For a worker that exists, what enrolled before goes on until the new token is used.
+//
+// Served by the agent on its local socket.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/site/workers (the `SiteInviteWorker` operationId).
+func (c *Client) SiteInviteWorker(ctx context.Context, body SiteInviteWorkerJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteInviteWorkerRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteRemoveWorker Forget a worker and cut it off at once
+//
+// Endpoints that name it go on with their other workers, or fail until it is invited again.
+//
+// Served by the agent on its local socket.
+//
+// Corresponds with DELETE /v1/site/workers/{worker} (the `SiteRemoveWorker` operationId).
+func (c *Client) SiteRemoveWorker(ctx context.Context, worker string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteRemoveWorkerRequest(c.Server, worker)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteEnableWorkerPluginWithBody Trust a plugin's program as it is now on a worker
+//
+// Pins its SHA-256 for the worker's architecture: every machine of that architecture starts that build from then on. A plugin that is enabled at the agent needs this only where the worker has another architecture, or the agent does not have the plugin.
+//
+// Served by the agent on its local socket.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/site/workers/{worker}/plugins (the `SiteEnableWorkerPlugin` operationId).
+func (c *Client) SiteEnableWorkerPluginWithBody(ctx context.Context, worker string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteEnableWorkerPluginRequestWithBody(c.Server, worker, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SiteEnableWorkerPlugin Trust a plugin's program as it is now on a worker
+//
+// Pins its SHA-256 for the worker's architecture: every machine of that architecture starts that build from then on. A plugin that is enabled at the agent needs this only where the worker has another architecture, or the agent does not have the plugin.
+//
+// Served by the agent on its local socket.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/site/workers/{worker}/plugins (the `SiteEnableWorkerPlugin` operationId).
+func (c *Client) SiteEnableWorkerPlugin(ctx context.Context, worker string, body SiteEnableWorkerPluginJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSiteEnableWorkerPluginRequest(c.Server, worker, body)
 	if err != nil {
 		return nil, err
 	}
@@ -8024,6 +8306,154 @@ func NewSiteWatchRunRequest(server string, run string) (*http.Request, error) {
 	return req, nil
 }
 
+// NewSiteListWorkersRequest constructs an http.Request for the SiteListWorkers method
+func NewSiteListWorkersRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/workers")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSiteInviteWorkerRequest calls the generic SiteInviteWorker builder with application/json body
+func NewSiteInviteWorkerRequest(server string, body SiteInviteWorkerJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSiteInviteWorkerRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewSiteInviteWorkerRequestWithBody constructs an http.Request for the SiteInviteWorker method, with any body, and a specified content type
+func NewSiteInviteWorkerRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/workers")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewSiteRemoveWorkerRequest constructs an http.Request for the SiteRemoveWorker method
+func NewSiteRemoveWorkerRequest(server string, worker string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "worker", worker, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/workers/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSiteEnableWorkerPluginRequest calls the generic SiteEnableWorkerPlugin builder with application/json body
+func NewSiteEnableWorkerPluginRequest(server string, worker string, body SiteEnableWorkerPluginJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSiteEnableWorkerPluginRequestWithBody(server, worker, "application/json", bodyReader)
+}
+
+// NewSiteEnableWorkerPluginRequestWithBody constructs an http.Request for the SiteEnableWorkerPlugin method, with any body, and a specified content type
+func NewSiteEnableWorkerPluginRequestWithBody(server string, worker string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "worker", worker, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/site/workers/%s/plugins", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
 // NewGetStatusRequest constructs an http.Request for the GetStatus method
 func NewGetStatusRequest(server string) (*http.Request, error) {
 	var err error
@@ -10624,6 +11054,70 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /v1/site/runs/{run}/events (the `SiteWatchRun` operationId).
 	SiteWatchRunWithResponse(ctx context.Context, run string, reqEditors ...RequestEditorFn) (*SiteWatchRunResponse, error)
+
+	// SiteListWorkersWithResponse List the other machines that run plugins for the site
+	//
+	// Served by the agent on its local socket.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/site/workers (the `SiteListWorkers` operationId).
+	SiteListWorkersWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*SiteListWorkersResponse, error)
+
+	// SiteInviteWorkerWithBodyWithResponse Invite a worker
+	//
+	// Makes a one-time token, which is shown once. It is bound to the first key that shows it; repeating the enrolment after a lost answer works with the same token. For a worker that exists, what enrolled before goes on until the new token is used.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/site/workers (the `SiteInviteWorker` operationId).
+	SiteInviteWorkerWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SiteInviteWorkerResponse, error)
+
+	// SiteInviteWorkerWithResponse Invite a worker
+	//
+	// Makes a one-time token, which is shown once. It is bound to the first key that shows it; repeating the enrolment after a lost answer works with the same token. For a worker that exists, what enrolled before goes on until the new token is used.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/site/workers (the `SiteInviteWorker` operationId).
+	SiteInviteWorkerWithResponse(ctx context.Context, body SiteInviteWorkerJSONRequestBody, reqEditors ...RequestEditorFn) (*SiteInviteWorkerResponse, error)
+
+	// SiteRemoveWorkerWithResponse Forget a worker and cut it off at once
+	//
+	// Endpoints that name it go on with their other workers, or fail until it is invited again.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /v1/site/workers/{worker} (the `SiteRemoveWorker` operationId).
+	SiteRemoveWorkerWithResponse(ctx context.Context, worker string, reqEditors ...RequestEditorFn) (*SiteRemoveWorkerResponse, error)
+
+	// SiteEnableWorkerPluginWithBodyWithResponse Trust a plugin's program as it is now on a worker
+	//
+	// Pins its SHA-256 for the worker's architecture: every machine of that architecture starts that build from then on. A plugin that is enabled at the agent needs this only where the worker has another architecture, or the agent does not have the plugin.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/site/workers/{worker}/plugins (the `SiteEnableWorkerPlugin` operationId).
+	SiteEnableWorkerPluginWithBodyWithResponse(ctx context.Context, worker string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SiteEnableWorkerPluginResponse, error)
+
+	// SiteEnableWorkerPluginWithResponse Trust a plugin's program as it is now on a worker
+	//
+	// Pins its SHA-256 for the worker's architecture: every machine of that architecture starts that build from then on. A plugin that is enabled at the agent needs this only where the worker has another architecture, or the agent does not have the plugin.
+	//
+	// Served by the agent on its local socket.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/site/workers/{worker}/plugins (the `SiteEnableWorkerPlugin` operationId).
+	SiteEnableWorkerPluginWithResponse(ctx context.Context, worker string, body SiteEnableWorkerPluginJSONRequestBody, reqEditors ...RequestEditorFn) (*SiteEnableWorkerPluginResponse, error)
 
 	// GetStatusWithResponse Show how the server is
 	//
@@ -13797,6 +14291,191 @@ func (r SiteWatchRunResponse) ContentType() string {
 	return ""
 }
 
+type SiteListWorkersResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *[]SiteWorkerStatus
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SiteListWorkersResponse) GetJSON200() *[]SiteWorkerStatus {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteListWorkersResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteListWorkersResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteListWorkersResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteListWorkersResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteListWorkersResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteInviteWorkerResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *SiteWorkerInvitation
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r SiteInviteWorkerResponse) GetJSON201() *SiteWorkerInvitation {
+	return r.JSON201
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteInviteWorkerResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteInviteWorkerResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteInviteWorkerResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteInviteWorkerResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteInviteWorkerResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteRemoveWorkerResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteRemoveWorkerResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteRemoveWorkerResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteRemoveWorkerResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteRemoveWorkerResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteRemoveWorkerResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SiteEnableWorkerPluginResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *SiteWorkerPlugin
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r SiteEnableWorkerPluginResponse) GetJSON201() *SiteWorkerPlugin {
+	return r.JSON201
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SiteEnableWorkerPluginResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SiteEnableWorkerPluginResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SiteEnableWorkerPluginResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SiteEnableWorkerPluginResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SiteEnableWorkerPluginResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type GetStatusResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -16505,6 +17184,106 @@ func (c *ClientWithResponses) SiteWatchRunWithResponse(ctx context.Context, run 
 	return ParseSiteWatchRunResponse(rsp)
 }
 
+// SiteListWorkersWithResponse List the other machines that run plugins for the site
+//
+// Served by the agent on its local socket.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/site/workers (the `SiteListWorkers` operationId).
+func (c *ClientWithResponses) SiteListWorkersWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*SiteListWorkersResponse, error) {
+	rsp, err := c.SiteListWorkers(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteListWorkersResponse(rsp)
+}
+
+// SiteInviteWorkerWithBodyWithResponse Invite a worker
+//
+// Makes a one-time token, which is shown once. It is bound to the first key that shows it; repeating the enrolment after a lost answer works with the same token. For a worker that exists, what enrolled before goes on until the new token is used.
+//
+// Served by the agent on its local socket.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/site/workers (the `SiteInviteWorker` operationId).
+func (c *ClientWithResponses) SiteInviteWorkerWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SiteInviteWorkerResponse, error) {
+	rsp, err := c.SiteInviteWorkerWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteInviteWorkerResponse(rsp)
+}
+
+// SiteInviteWorkerWithResponse Invite a worker
+//
+// Makes a one-time token, which is shown once. It is bound to the first key that shows it; repeating the enrolment after a lost answer works with the same token. For a worker that exists, what enrolled before goes on until the new token is used.
+//
+// Served by the agent on its local socket.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/site/workers (the `SiteInviteWorker` operationId).
+func (c *ClientWithResponses) SiteInviteWorkerWithResponse(ctx context.Context, body SiteInviteWorkerJSONRequestBody, reqEditors ...RequestEditorFn) (*SiteInviteWorkerResponse, error) {
+	rsp, err := c.SiteInviteWorker(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteInviteWorkerResponse(rsp)
+}
+
+// SiteRemoveWorkerWithResponse Forget a worker and cut it off at once
+//
+// Endpoints that name it go on with their other workers, or fail until it is invited again.
+//
+// Served by the agent on its local socket.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /v1/site/workers/{worker} (the `SiteRemoveWorker` operationId).
+func (c *ClientWithResponses) SiteRemoveWorkerWithResponse(ctx context.Context, worker string, reqEditors ...RequestEditorFn) (*SiteRemoveWorkerResponse, error) {
+	rsp, err := c.SiteRemoveWorker(ctx, worker, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteRemoveWorkerResponse(rsp)
+}
+
+// SiteEnableWorkerPluginWithBodyWithResponse Trust a plugin's program as it is now on a worker
+//
+// Pins its SHA-256 for the worker's architecture: every machine of that architecture starts that build from then on. A plugin that is enabled at the agent needs this only where the worker has another architecture, or the agent does not have the plugin.
+//
+// Served by the agent on its local socket.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/site/workers/{worker}/plugins (the `SiteEnableWorkerPlugin` operationId).
+func (c *ClientWithResponses) SiteEnableWorkerPluginWithBodyWithResponse(ctx context.Context, worker string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SiteEnableWorkerPluginResponse, error) {
+	rsp, err := c.SiteEnableWorkerPluginWithBody(ctx, worker, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteEnableWorkerPluginResponse(rsp)
+}
+
+// SiteEnableWorkerPluginWithResponse Trust a plugin's program as it is now on a worker
+//
+// Pins its SHA-256 for the worker's architecture: every machine of that architecture starts that build from then on. A plugin that is enabled at the agent needs this only where the worker has another architecture, or the agent does not have the plugin.
+//
+// Served by the agent on its local socket.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/site/workers/{worker}/plugins (the `SiteEnableWorkerPlugin` operationId).
+func (c *ClientWithResponses) SiteEnableWorkerPluginWithResponse(ctx context.Context, worker string, body SiteEnableWorkerPluginJSONRequestBody, reqEditors ...RequestEditorFn) (*SiteEnableWorkerPluginResponse, error) {
+	rsp, err := c.SiteEnableWorkerPlugin(ctx, worker, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSiteEnableWorkerPluginResponse(rsp)
+}
+
 // GetStatusWithResponse Show how the server is
 //
 // Needs the view level at the provider.
@@ -19058,6 +19837,134 @@ func ParseSiteWatchRunResponse(rsp *http.Response) (*SiteWatchRunResponse, error
 	}
 
 	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteListWorkersResponse parses an HTTP response from a SiteListWorkersWithResponse call
+func ParseSiteListWorkersResponse(rsp *http.Response) (*SiteListWorkersResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteListWorkersResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest []SiteWorkerStatus
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteInviteWorkerResponse parses an HTTP response from a SiteInviteWorkerWithResponse call
+func ParseSiteInviteWorkerResponse(rsp *http.Response) (*SiteInviteWorkerResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteInviteWorkerResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest SiteWorkerInvitation
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteRemoveWorkerResponse parses an HTTP response from a SiteRemoveWorkerWithResponse call
+func ParseSiteRemoveWorkerResponse(rsp *http.Response) (*SiteRemoveWorkerResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteRemoveWorkerResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSiteEnableWorkerPluginResponse parses an HTTP response from a SiteEnableWorkerPluginWithResponse call
+func ParseSiteEnableWorkerPluginResponse(rsp *http.Response) (*SiteEnableWorkerPluginResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SiteEnableWorkerPluginResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest SiteWorkerPlugin
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
 		var dest Problem
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
