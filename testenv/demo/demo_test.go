@@ -145,7 +145,7 @@ func awaitDeath(t *testing.T, lives []string) {
 
 // places are the directories that the demo printed.
 func (p *performance) places() []string {
-	found := regexp.MustCompile(`/[^ ']*/hf(?:-demo|site)-[^/ ']*`).FindAllString(p.text.String(), -1)
+	found := regexp.MustCompile(`/[^ '=]*/hf(?:-demo|site)-[^/ ']*`).FindAllString(p.text.String(), -1)
 	slices.Sort(found)
 	return slices.Compact(found)
 }
