@@ -318,6 +318,8 @@ func (b *backingUp) describe(result *MachineResult, made backup.Result) {
 	result.Seconds, result.Bottleneck = made.Duration.Seconds(), string(made.Bottleneck)
 	for _, d := range made.Disks {
 		result.SizeBytes += d.SizeBytes
+		b.agent.Log.Info("disk was copied", "machine", result.Machine, "disk", d.ID, "kind", d.Kind, "read", d.ReadBytes,
+			"audited", d.Audit.Chunks, "verified", d.Verified.Chunks, "seed", d.Seed)
 	}
 	result.State = job.Succeeded
 	for _, w := range made.Warnings {

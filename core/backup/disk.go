@@ -150,8 +150,8 @@ func (r *run) judge(d sdk.Disk, stats mover.Stats) {
 		return
 	}
 	r.warn(Warning{Code: CodeDamaged, Disk: d.ID, Alert: true, Message: fmt.Sprintf(
-		"%d of %d sampled chunks that the repository says it has are not what they should be, the first %s: verify the repository with its keys",
-		len(stats.Damaged), stats.Verified.Chunks, stats.Damaged[0])})
+		"%d of %d sampled chunks that the repository says it has are not what they should be, the first %s (seed %s): verify the repository with its keys",
+		len(stats.Damaged), stats.Verified.Chunks, stats.Damaged[0], stats.Seed)})
 }
 
 // sendDisk opens a disk of the snapshot and sends it.
@@ -233,9 +233,6 @@ func (r *run) options(i int) mover.Options {
 		o.Connections = defaultConnections
 	}
 	o.Connections = max(1, o.Connections/tasks)
-	if r.Mover.Random != nil && tasks > 1 {
-		o.Random = nil // it is not for several goroutines
-	}
 	o.Progress = nil
 	if r.Progress != nil {
 		o.Progress = func(p mover.Progress) { r.tell(i, p) }

@@ -3,6 +3,7 @@ package mover
 import (
 	"context"
 	crand "crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"math"
@@ -15,7 +16,16 @@ import (
 	"github.com/holdfast-dr/holdfast/core/chunk"
 )
 
-func randomSeed() (seed [32]byte) {
+// Seed decides which chunks are samples. The zero Seed stands for an
+// unpredictable one: neither a tracker nor a provider shall know where nobody
+// looks. Stats tell which it was, so that a finding can be looked at again: with
+// the same seed, base and changes the audit reads the same chunks.
+type Seed [32]byte
+
+// String is the seed in hex.
+func (s Seed) String() string { return hex.EncodeToString(s[:]) }
+
+func randomSeed() (seed Seed) {
 	_, _ = crand.Read(seed[:]) // never fails
 	return seed
 }
@@ -29,6 +39,8 @@ type Sample struct {
 
 // Detection is the probability that a number of runs with samples of this size
 // find something, if this share of all chunks is wrong: 1-(1-share)^(chunks·runs).
+// It is a lower bound where what is wrong was written, since half of the audit
+// looks there alone.
 func (s Sample) Detection(share float64, runs int) float64 {
 	return 1 - math.Pow(1-share, float64(s.Chunks)*float64(runs))
 }
@@ -64,7 +76,7 @@ func (s *sending) unchanged(ctx context.Context, n int) ([]int64, error) {
 	}
 	picked := make(map[int64]struct{}, n)
 	for tries := 0; len(picked) < n && tries < 20*n+100; tries++ {
-		i := s.opts.Random.Int64N(chunks)
+		i := s.random.Int64N(chunks)
 		if tries%2 == 1 {
 			var err error
 			if i, err = s.written(ctx, i); err != nil {
@@ -83,18 +95,33 @@ func (s *sending) unchanged(ctx context.Context, n int) ([]int64, error) {
 	return indexes, nil
 }
 
-// written is the first chunk from i on that the base does not have as zeroes,
-// or -1.
+// neighbours is how many chunks that are not zero one draw chooses among. Taking
+// the first one after a random place would look at the beginnings of what was
+// written and hardly anywhere else.
+const neighbours = 128
+
+// written draws one of the chunks from i on that the base does not have as
+// zeroes, and from the beginning after the end; -1 if there is none.
 func (s *sending) written(ctx context.Context, i int64) (int64, error) {
-	found, stop := int64(-1), errors.New("stop")
-	err := s.base.Walk(ctx, i, s.disk.Geometry.Chunks(), func(index int64, _ chunk.ID) error {
-		found = index
-		return stop
-	})
-	if err != nil && !errors.Is(err, stop) {
-		return 0, fmt.Errorf("look for a chunk of the base: %w", err)
+	found, stop := make([]int64, 0, neighbours), errors.New("stop")
+	for _, part := range [][2]int64{{i, s.disk.Geometry.Chunks()}, {0, i}} {
+		err := s.base.Walk(ctx, part[0], part[1], func(index int64, _ chunk.ID) error {
+			if found = append(found, index); len(found) == neighbours {
+				return stop
+			}
+			return nil
+		})
+		if err != nil && !errors.Is(err, stop) {
+			return 0, fmt.Errorf("look for a chunk of the base: %w", err)
+		}
+		if len(found) == neighbours {
+			break
+		}
 	}
-	return found, nil
+	if len(found) == 0 {
+		return -1, nil
+	}
+	return found[s.random.IntN(len(found))], nil
 }
 
 func sampleSize(asked, wanted int) int {
@@ -138,7 +165,7 @@ func (s *sending) audit(ctx context.Context) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	lie := AuditError{Checked: len(indexes)}
+	lie := AuditError{Checked: len(indexes), Seed: s.opts.Seed}
 	for i := range indexes {
 		if got[i] == want[i] {
 			continue
@@ -183,7 +210,7 @@ func (s *sending) verify(ctx context.Context) error {
 	n := sampleSize(s.opts.VerifyChunks, int(min(s.stats.StoredBytes/20/average, maxSample)))
 	picked := s.sample.kept
 	s.mutex.Unlock()
-	s.opts.Random.Shuffle(len(picked), func(i, j int) { picked[i], picked[j] = picked[j], picked[i] })
+	s.random.Shuffle(len(picked), func(i, j int) { picked[i], picked[j] = picked[j], picked[i] })
 	if s.changed != nil {
 		kept, err := s.keptChunks(ctx, n)
 		if err != nil {
@@ -218,7 +245,7 @@ func (s *sending) keptChunks(ctx context.Context, n int) ([]candidate, error) {
 		}
 		return nil
 	})
-	s.opts.Random.Shuffle(len(kept), func(i, j int) { kept[i], kept[j] = kept[j], kept[i] })
+	s.random.Shuffle(len(kept), func(i, j int) { kept[i], kept[j] = kept[j], kept[i] })
 	return kept[:min(n, len(kept))], err
 }
 

@@ -79,7 +79,7 @@ type Options struct {
 	// 1,000; -1 none.
 	VerifyChunks int
 	Retry        Retry
-	Random       *rand.Rand // chooses samples; nil: unpredictable
+	Seed         Seed // of the samples; zero: unpredictable
 	// Progress is called about once a second and at the end, by one goroutine.
 	Progress func(Progress)
 	// Damaged decides what Fetch does about a chunk that cannot be had whole:
@@ -116,8 +116,8 @@ func (o Options) withDefaults(g point.Geometry) Options {
 	if o.Memory <= 0 {
 		o.Memory = defaultBytes
 	}
-	if o.Random == nil {
-		o.Random = rand.New(rand.NewChaCha8(randomSeed()))
+	if o.Seed == (Seed{}) {
+		o.Seed = randomSeed()
 	}
 	return o
 }
@@ -154,6 +154,7 @@ type Stats struct {
 	// were not what they should be are in Damaged.
 	Audit    Sample
 	Verified Sample
+	Seed     Seed // by which both were chosen
 	Damaged  []chunk.ID
 }
 
@@ -191,6 +192,7 @@ type sending struct {
 	opts    Options
 	retry   Retry
 	meter   meter
+	random  *rand.Rand // chooses samples; of one goroutine at a time
 	zeroes  []byte
 	suspect map[chunk.ID]struct{}
 	changed *set // of an incremental
@@ -251,7 +253,9 @@ func newSending(disk Disk, to Repository, opts Options) *sending {
 		s.suspect[id] = struct{}{}
 	}
 	s.claimed = make(map[chunk.ID]struct{})
-	s.sample = reservoir{random: rand.New(rand.NewPCG(s.opts.Random.Uint64(), s.opts.Random.Uint64()))}
+	s.random = rand.New(rand.NewChaCha8(s.opts.Seed))
+	s.stats.Seed = s.opts.Seed
+	s.sample = reservoir{random: rand.New(rand.NewPCG(s.random.Uint64(), s.random.Uint64()))}
 	s.stats.Kind, s.stats.SizeBytes = disk.kind(), disk.Geometry.SizeBytes
 	s.meter.sources, s.meter.workers = s.opts.Readers, s.opts.Workers
 	s.meter.wires, s.meter.askers = s.opts.Connections, askers
@@ -386,8 +390,9 @@ type AuditError struct {
 	Checked int
 	Wrong   int
 	Offset  int64 // of the first wrong one, bytes
+	Seed    Seed  // by which they were chosen
 }
 
 func (e *AuditError) Error() string {
-	return fmt.Sprintf("change tracker is wrong: %d of %d sampled chunks that it calls unchanged differ, the first at byte %d", e.Wrong, e.Checked, e.Offset)
+	return fmt.Sprintf("change tracker is wrong: %d of %d sampled chunks that it calls unchanged differ, the first at byte %d (seed %s)", e.Wrong, e.Checked, e.Offset, e.Seed)
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"iter"
 	"math/rand/v2"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -384,7 +386,7 @@ func TestLyingTrackerIsFound(t *testing.T) {
 	s.fill(0, 100*size, 2) // everything written changes, the tracker names one chunk
 	puts := s.store.Counts().Puts
 	_, stats, err := mover.Send(t.Context(), mover.Disk{Reader: s.disk, Geometry: s.geometry(), Base: s.base(first),
-		Changed: changed(sdk.Extent{Offset: 0, Length: size})}, s.to(), mover.Options{Random: rand.New(rand.NewPCG(1, 2))})
+		Changed: changed(sdk.Extent{Offset: 0, Length: size})}, s.to(), mover.Options{Seed: mover.Seed{1}})
 	var lie *mover.AuditError
 	if !errors.As(err, &lie) || lie.Checked != 16 || lie.Wrong == 0 || lie.Offset >= 100*size {
 		t.Fatalf("Send = %v, want an AuditError over 16 chunks", err)
@@ -394,6 +396,56 @@ func TestLyingTrackerIsFound(t *testing.T) {
 	}
 	if stats.Audit.Wrong != lie.Wrong {
 		t.Errorf("stats say %+v", stats.Audit)
+	}
+}
+
+// With the seed that a run tells, the next one looks at the same chunks; without, at others.
+func TestAuditIsRepeatedBySeed(t *testing.T) {
+	s := newStand(t, 500*size)
+	s.fill(0, 100*size, 1)
+	first, _ := s.send(mover.Disk{}, none)
+	audited := func(o mover.Options) (offsets []int64, seed mover.Seed) {
+		var mutex sync.Mutex
+		s.disk.OnRead = func(off int64, _ int) error {
+			mutex.Lock()
+			defer mutex.Unlock()
+			offsets = append(offsets, off)
+			return nil
+		}
+		_, stats := s.send(mover.Disk{Base: s.base(first), Changed: changed()}, o)
+		s.disk.OnRead = nil
+		slices.Sort(offsets)
+		return offsets, stats.Seed
+	}
+	before, seed := audited(mover.Options{})
+	again, same := audited(mover.Options{Seed: seed})
+	if len(before) != 16 || !slices.Equal(before, again) || same != seed {
+		t.Errorf("read at %v, and with the same seed at %v", before, again)
+	}
+	if others, other := audited(mover.Options{}); slices.Equal(before, others) || other == seed {
+		t.Errorf("two unpredictable samples are the same: %v", others)
+	}
+}
+
+// How often a lie is found is what DESIGN.md says, over seeds that are the same each time.
+func TestLiesAreFoundAsOftenAsPromised(t *testing.T) {
+	s := newStand(t, 500*size)
+	s.fill(0, 100*size, 1)
+	first, _ := s.send(mover.Disk{}, none)
+	s.fill(75*size, 25*size, 2) // 5 % of the disk, 25 % of what is not zero
+	const runs = 100
+	found := 0
+	for i := range byte(runs) {
+		_, _, err := mover.Send(t.Context(), mover.Disk{Reader: s.disk, Geometry: s.geometry(), Base: s.base(first), Changed: changed()},
+			s.to(), mover.Options{Seed: mover.Seed{1, i}, VerifyChunks: -1})
+		if lie := new(mover.AuditError); errors.As(err, &lie) {
+			found++
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if promised := (mover.Sample{Chunks: 16}).Detection(0.05, 1); float64(found) < promised*runs || found < 85 {
+		t.Errorf("%d of %d runs found the lie; at least %.0f should, and 93 are expected", found, runs, promised*runs)
 	}
 }
 
