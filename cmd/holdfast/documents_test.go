@@ -18,7 +18,7 @@ func TestCommandsInTheDocumentsExist(t *testing.T) {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
 	checked := 0
-	for _, document := range []string{"README.md", "CONTRIBUTING.md"} {
+	for _, document := range []string{"README.md", "CONTRIBUTING.md", recoveryPage} {
 		text, err := os.ReadFile(filepath.Join("..", "..", document))
 		if err != nil {
 			t.Fatal(err)

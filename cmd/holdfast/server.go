@@ -235,11 +235,11 @@ func (a *app) checkServer(ctx context.Context, c serverConfig) error {
 	}
 	switch {
 	case b.fresh:
-		a.say("database     %s, without a provider: one will be made", c.databaseText())
+		a.say("database     %s, without a provider: one will be made", strings.TrimPrefix(c.databaseText(), "database "))
 	case b.newTrust:
-		a.say("database     %s; its CA will be replaced", c.databaseText())
+		a.say("database     %s; its CA will be replaced", strings.TrimPrefix(c.databaseText(), "database "))
 	default:
-		a.say("database     %s", c.databaseText())
+		a.say("database     %s", strings.TrimPrefix(c.databaseText(), "database "))
 	}
 	a.say("data         %s", c.Data)
 	a.say("listen       %s", strings.Join(c.Listen, ", "))

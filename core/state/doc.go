@@ -45,6 +45,10 @@
 // beside it. A row is locked by an UPDATE of it, never by FOR UPDATE, and a limit
 // is kept by a condition in the UPDATE, never by a SELECT before it.
 //
+// # When it is lost
+//
+// RECOVERY.md is for the provider: what to back up, and every way back.
+//
 // # Migrations
 //
 // goose files under migrations: shared (both databases), server, agent. Versions
