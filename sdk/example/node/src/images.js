@@ -110,6 +110,7 @@ export class Images {
   // one at a time, and remembered at the end. Epochs are 64 bits: strings here.
   #change(op, machine, work) {
     const turn = (this.#turns.get(machine) ?? Promise.resolve()).catch(() => {}).then(async () => {
+      if (!op.id) throw new PluginError('invalid', 'holdfast', 'an operation without an id');
       if (op.space) throw new PluginError('denied', 'holdfast', `machine ${machine} is not in the space ${op.space}`);
       await this.machine(machine);
       const record = await this.#load(machine);
