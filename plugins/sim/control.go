@@ -32,6 +32,7 @@ var commands = map[string]command{
 	"lose-marks": {"MACHINE", 1, 1, loseMarks},
 	"objects":    {"", 0, 0, objects},
 	"faults":     {"[JSON]", 0, 1, faults},
+	"hook":       {"VERB [WORD]...", 1, 5, hook},
 }
 
 // pieceSize is how much is read from standard input, or filled, in one go.
@@ -244,4 +245,29 @@ func faults(hv *sim.Hypervisor, args []string, _ io.Reader, _ io.Writer) error {
 		}
 	}
 	return hv.SetFaults(wanted...)
+}
+
+// hook does what the conformance suite needs guests and operators for.
+func hook(hv *sim.Hypervisor, args []string, stdin io.Reader, stdout io.Writer) error {
+	verb, args := args[0], args[1:]
+	switch {
+	case verb == "verbs" && len(args) == 0:
+		_, err := fmt.Fprintln(stdout, "write\nread\nremove\nobjects\nprovoke")
+		return err
+	case verb == "write" && len(args) == 3:
+		return write(hv, args, stdin, stdout)
+	case verb == "read" && len(args) == 4:
+		return read(hv, args, stdin, stdout)
+	case verb == "remove" && len(args) == 1:
+		return remove(hv, args, stdin, stdout)
+	case verb == "objects" && len(args) == 0:
+		return objects(hv, args, stdin, stdout)
+	case verb == "provoke" && len(args) == 1:
+		return hv.SetFaults(sim.Fault{
+			Call: "Probe", Action: sim.ActionError, Code: sdk.Code(args[0]), Fault: sdk.FaultBackend,
+			Message: "on request", Hint: "ask again",
+		})
+	default:
+		return fmt.Errorf("hook: %s with %d words", verb, len(args))
+	}
 }

@@ -13,6 +13,7 @@
 //	holdfast-plugin-sim lose-marks DIR MACHINE      as a storage migration would
 //	holdfast-plugin-sim objects DIR                 everything that a plugin can leave behind
 //	holdfast-plugin-sim faults DIR [JSON]           what goes wrong from now on; none without JSON
+//	holdfast-plugin-sim hook DIR VERB...            what "holdfast plugin verify --hook" asks for
 //	holdfast-plugin-sim describe                    what this plugin is, as JSON
 package main
 
@@ -20,6 +21,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/holdfast-dr/holdfast/sdk"
 	"github.com/holdfast-dr/holdfast/sdk/plugin"
@@ -31,7 +33,8 @@ var version = "dev"
 
 // config is what an endpoint of this plugin is configured with.
 type config struct {
-	Dir string `json:"dir" help:"directory in which the simulated hypervisor lives" required:"true"`
+	Dir    string     `json:"dir" help:"directory in which the simulated hypervisor lives" required:"true"`
+	Breach sim.Breach `json:"breach" help:"rule of the contract to break, to test what tests plugins"`
 	sim.Settings
 }
 
@@ -41,7 +44,11 @@ func open(_ context.Context, c any) (sdk.Platform, error) {
 	if err != nil {
 		return nil, sdk.Errorf(sdk.ErrUnavailable, sdk.FaultBackend, "open the simulated hypervisor: %v", err)
 	}
-	return hypervisor.Connect(config.Settings), nil
+	if config.Breach != "" && !slices.Contains(sim.Breaches(), config.Breach) {
+		return nil, sdk.Errorf(sdk.ErrInvalid, sdk.FaultHost, "there is no breach %q", config.Breach).
+			WithHint("breaches: %v", sim.Breaches())
+	}
+	return hypervisor.Connect(config.Settings).Break(config.Breach), nil
 }
 
 func main() {

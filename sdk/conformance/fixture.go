@@ -94,11 +94,11 @@ func (f Fixture) callLimit() time.Duration {
 
 // Check is one thing that a plugin must do.
 type Check struct {
-	Name string
+	Name string `json:"check"`
 	// Ability is what the check is about; "" is the Platform itself.
-	Ability sdk.Ability
+	Ability sdk.Ability `json:"ability"`
 	// Rule is the promise to which the check holds a plugin, in a sentence.
-	Rule string
+	Rule string `json:"rule"`
 	run  func(*checker)
 }
 

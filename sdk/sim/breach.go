@@ -1,6 +1,10 @@
 package sim
 
-import "github.com/holdfast-dr/holdfast/sdk"
+import (
+	"slices"
+
+	"github.com/holdfast-dr/holdfast/sdk"
+)
 
 // Breach is a rule of the contract that a platform breaks on request. Each is
 // a mistake that authors make, as small as it can be: all else goes on as it
@@ -110,6 +114,33 @@ const (
 	BreachStartFencedEarly    Breach = "start-looks-at-the-epoch-too-early"
 	BreachForeignSpaceStarts  Breach = "foreign-space-starts-a-machine"
 )
+
+var breaches = []Breach{
+	BreachInventoryRepeats, BreachListingSpoilsNext, BreachProcessesDiffer, BreachProbeWithoutReason,
+	BreachProbeKnowsAll, BreachCancelFails, BreachContextIgnored, BreachCloseDoesNothing,
+	BreachHintLost, BreachOneProbeAtATime, BreachProgressFalls, BreachErrorIsTwo,
+	BreachUnknownDiskLeftOut, BreachRepeatDatedAnew, BreachSecondSnapshotEndsIt, BreachNewerClaimIsBusy,
+	BreachOlderClaimEnds, BreachAllDisksAnyway, BreachNoteMissing, BreachReadsRounded,
+	BreachExtentsHaveGap, BreachSecondOpeningIsLive, BreachTwoMoments, BreachEndedStaysInTheWay,
+	BreachFailedRunLeavesFile, BreachSnapshotWithoutID, BreachDiskOutlivesSnapshot, BreachParallelSnapshotIsBusy,
+	BreachCancelledSnapshotStays, BreachGivenUpReaderStays, BreachSnapshotLocks, BreachEndLocks,
+	BreachKilledReaderStays, BreachSnapshotFencedEarly, BreachMarkTooLong, BreachWritesUntracked,
+	BreachFailedRunTakesMark, BreachForeignMarkTaken, BreachUnknownMarkTakesAll, BreachUnknownDiskUnchanged,
+	BreachKeptRunLeavesFile, BreachOlderClaimReleases, BreachEndedIsUnchanged, BreachParallelChangesCut,
+	BreachReleaseLocks, BreachUnknownDraftDisk, BreachNetworksNotNamed, BreachUUIDKept,
+	BreachDraftsListed, BreachCommittedAborted, BreachAbortLeavesFile, BreachWritesBeyondEnd,
+	BreachReopenKeepsWriter, BreachOlderClaimAborts, BreachForeignSpaceAborts, BreachReplacedGetsCards,
+	BreachRunningReplaced, BreachSizesRounded, BreachEmptyDiskFails, BreachFewDisks,
+	BreachNamesInASCII, BreachDiskIDsCleaned, BreachOperationIDsCleaned, BreachWriterOutlivesCommit,
+	BreachParallelCreatesTwo, BreachCancelledDraftStays, BreachReopenEmpties, BreachCreateLocks,
+	BreachOpenLocks, BreachKilledWriterStays, BreachCommitLocks, BreachAbortLocks,
+	BreachWriterNeverFenced, BreachWriteFencedEarly, BreachCommitFencedEarly, BreachStartedIsPaused,
+	BreachUnknownStartInvalid, BreachOlderClaimStops, BreachGraceHasNoEnd, BreachParallelStopIsBusy,
+	BreachStartLocks, BreachStopLocks, BreachStartFencedEarly, BreachForeignSpaceStarts,
+}
+
+// Breaches lists them all.
+func Breaches() []Breach { return slices.Clone(breaches) }
 
 // Break is the platform with one rule broken; "" breaks none. What a breach has
 // to remember, all platforms of a Hypervisor remember together, as long as
