@@ -197,6 +197,7 @@ func endpointListCommand(a *app) *cobra.Command {
 			return list(a, all,
 				column[agent.EndpointStatus]{title: "endpoint", value: func(e agent.EndpointStatus) string { return e.Name }},
 				column[agent.EndpointStatus]{title: "plugin", value: func(e agent.EndpointStatus) string { return e.Plugin }},
+				column[agent.EndpointStatus]{title: "workers", value: func(e agent.EndpointStatus) string { return strings.Join(e.Workers, ", ") }},
 				column[agent.EndpointStatus]{title: "id", value: func(e agent.EndpointStatus) string { return e.ID }})
 		},
 	}

@@ -23,6 +23,7 @@ type policyFlags struct {
 
 func pluginEnableCommand(a *app) *cobra.Command {
 	var f policyFlags
+	var onWorker string
 	cmd := &cobra.Command{
 		Use:   "enable NAME",
 		Short: "Trust a plugin's program as it is now",
@@ -33,13 +34,20 @@ The flags say how closely the plugin's processes are kept from their next start 
 Where the agent runs as root, each endpoint's process has a user of its own (--user own), which may do nothing, unless
 the plugin says that it needs the agent's user (--user host), as libvirt does for its sockets. A user of the machine
 (--user NAME), such as one in the group libvirt, lies between them. CPU time is bounded only where the agent has a cgroup
-of its own (systemd's Delegate=yes). "holdfast plugin describe" shows what the system did not let the agent apply.`,
+of its own (systemd's Delegate=yes). "holdfast plugin describe" shows what the system did not let the agent apply.
+
+A worker starts the build that is enabled for its architecture. Where that is the agent's too, enabling the plugin here is
+enough; otherwise, or if the agent does not have the plugin, --worker enables it as it is there.`,
 		Example: `  holdfast plugin enable libvirt
   holdfast plugin enable libvirt --user holdfast-libvirt --memory 512MiB
-  holdfast plugin enable mine --user own --reach nbd.example.net`,
+  holdfast plugin enable mine --user own --reach nbd.example.net
+  holdfast plugin enable libvirt --worker kvm1`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.complete(pluginNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if onWorker != "" {
+				return a.enableOnWorker(cmd, onWorker, args[0])
+			}
 			c, err := a.agent()
 			if err != nil {
 				return err
@@ -58,12 +66,17 @@ of its own (systemd's Delegate=yes). "holdfast plugin describe" shows what the s
 		},
 	}
 	flags := cmd.Flags()
+	flags.StringVar(&onWorker, "worker", "", "enable it as it is on this worker, for all machines of the worker's architecture")
+	_ = cmd.RegisterFlagCompletionFunc("worker", a.completeAll(workerNames))
 	flags.StringVar(&f.user, "user", "", "whom it runs as: host, own, or a user of this machine; \"\" is what the plugin asks for")
 	flags.StringVar(&f.memory, "memory", "", "how much memory it may use, such as 512MiB, or none for no bound (default 2GiB)")
 	flags.StringVar(&f.files, "open-files", "", "how many files it may have open, or none for no bound (default 4096)")
 	flags.StringVar(&f.processes, "processes", "", "how many processes and threads it may have, or none for no bound (default 512)")
 	flags.Int64Var(&f.cpu, "cpu", 0, "how much CPU time it may take, in percent of one CPU; 0 is no bound")
 	flags.StringSliceVar(&f.reach, "reach", nil, "hosts, and directories of sockets, where its disks may be beside those in the endpoint's settings")
+	for _, policy := range []string{"user", "memory", "open-files", "processes", "cpu", "reach"} {
+		cmd.MarkFlagsMutuallyExclusive("worker", policy)
+	}
 	return cmd
 }
 

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"runtime"
@@ -17,18 +18,18 @@ import (
 // PluginStatus is a plugin program that is installed or enabled, and how it
 // stands with it.
 type PluginStatus struct {
-	Name      string        `json:"name"`
-	Path      string        `json:"path"`
-	Enabled   bool          `json:"enabled" doc:"Its binary is trusted, as it was then"`
-	Version   string        `json:"version,omitempty"`
-	SHA256    string        `json:"sha256,omitempty" doc:"Of the binary that is trusted; another one is not started"`
-	Protocol  int           `json:"protocol,omitempty"`
-	Abilities []sdk.Ability `json:"abilities,omitempty"`
-	EnabledAt time.Time     `json:"enabled_at,omitzero"`
-	HostUser  bool          `json:"host_user,omitempty" doc:"It says that it needs Holdfast's own user"`
-	Guards    bool          `json:"guards,omitempty" doc:"It says that processes of it outlive it on purpose"`
-	Policy    *host.PluginPolicy  `json:"policy,omitempty" doc:"How closely its processes are kept"`
-	Running   *host.PluginHealth  `json:"running,omitempty" doc:"How it stands with it at each endpoint, and what it did since Holdfast started"`
+	Name      string             `json:"name"`
+	Path      string             `json:"path"`
+	Enabled   bool               `json:"enabled" doc:"Its binary is trusted, as it was then"`
+	Version   string             `json:"version,omitempty"`
+	SHA256    string             `json:"sha256,omitempty" doc:"Of the binary that is trusted; another one is not started"`
+	Protocol  int                `json:"protocol,omitempty"`
+	Abilities []sdk.Ability      `json:"abilities,omitempty"`
+	EnabledAt time.Time          `json:"enabled_at,omitzero"`
+	HostUser  bool               `json:"host_user,omitempty" doc:"It says that it needs Holdfast's own user"`
+	Guards    bool               `json:"guards,omitempty" doc:"It says that processes of it outlive it on purpose"`
+	Policy    *host.PluginPolicy `json:"policy,omitempty" doc:"How closely its processes are kept"`
+	Running   *host.PluginHealth `json:"running,omitempty" doc:"How it stands with it at each endpoint, and what it did since Holdfast started"`
 	// Config is the schema of an endpoint's settings.
 	Config json.RawMessage `json:"config,omitempty"`
 }
@@ -127,7 +128,20 @@ func (a *Agent) DescribePlugin(ctx context.Context, name string) (PluginStatus, 
 }
 
 func (a *Agent) enabledPlugin(ctx context.Context, name string) (host.Enabled, error) {
-	return a.Host.Plugin(ctx, name, runtime.GOARCH)
+	e, err := a.Host.Plugin(ctx, name, runtime.GOARCH)
+	if !errors.Is(err, sdk.ErrNotFound) {
+		return e, err
+	}
+	all, listErr := a.Host.Plugins(ctx)
+	if listErr != nil {
+		return host.Enabled{}, listErr
+	}
+	for _, e := range all { // of a worker with another architecture
+		if e.Plugin == name {
+			return e, nil
+		}
+	}
+	return host.Enabled{}, err
 }
 
 func (a *Agent) pluginStatus(ctx context.Context, e host.Enabled) (PluginStatus, error) {

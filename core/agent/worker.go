@@ -246,10 +246,21 @@ func (o onWorkers) startOn(ctx context.Context, name string, s host.Start) (host
 	s.Launch.SHA256 = program.SHA256
 	p, err := o.hub.Start(ctx, name, s.Endpoint.Plugin, s.Launch)
 	if err != nil {
-		return nil, err // a nil *plugin.Process would not be a nil Process
+		return nil, err
 	}
-	return p, nil
+	return farProcess{p}, nil
 }
+
+// farProcess is a process on another machine: its number means nothing here.
+type farProcess struct{ process *plugin.Process }
+
+func (f farProcess) Platform() sdk.Platform       { return f.process.Platform() }
+func (f farProcess) Describe() plugin.Description { return f.process.Describe() }
+func (f farProcess) Done() <-chan struct{}        { return f.process.Done() }
+func (f farProcess) Close() error                 { return f.process.Close() }
+
+// Lost says why the worker cannot be reached any more; nil while it can.
+func (f farProcess) Lost() error { return f.process.Lost() }
 
 // WorkersAddress is what workers are told to connect to, if nobody said: the
 // address on which the agent listens, or this machine's name if that is all of

@@ -223,7 +223,7 @@ func (h *Host) enabled(ctx context.Context, name, arch string) (Enabled, error) 
 
 // Describe is what an enabled plugin said of itself when it was enabled.
 func (h *Host) Describe(ctx context.Context, name string) (plugin.Description, error) {
-	enabled, err := h.enabled(ctx, name, runtime.GOARCH)
+	enabled, err := h.enabledAnywhere(ctx, name)
 	if err != nil {
 		return plugin.Description{}, err
 	}

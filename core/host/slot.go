@@ -189,6 +189,10 @@ func (s *slot) adopt(l *life) {
 // failed draws conclusions from a start that came to nothing.
 func (s *slot) failed(err error) {
 	h, now := s.host, s.host.now()
+	if s.endpoint.away(err) {
+		h.note(slog.LevelWarn, s.endpoint, "no worker of the endpoint can be reached", slog.Any("err", err))
+		return
+	}
 	_, lied := errors.AsType[*otherProgramError](err)
 	switch trouble := plugin.TroubleOf(err); {
 	case trouble == plugin.TroubleChanged:
@@ -221,6 +225,10 @@ func (s *slot) bury() {
 	s.life = nil
 	s.current.Store(nil)
 	s.breaker.lived(h.now().Sub(l.started))
+	if err := l.lost(); err != nil { // which says nothing about the plugin
+		h.note(slog.LevelWarn, s.endpoint, "the plugin's worker was lost", slog.Any("err", err))
+		return
+	}
 	reason := l.reason()
 	s.breaker.died(h.now(), reason)
 	h.meter(s.endpoint.Plugin).count(func(m *PluginMetrics) { m.Restarts++ })

@@ -48,6 +48,10 @@ func (onThisMachine) Start(ctx context.Context, s Start) (Process, error) {
 	if err != nil {
 		return nil, err
 	}
+	if program.Path == "" {
+		return nil, sdk.Errorf(sdk.ErrNotFound, sdk.FaultHost, "the program of plugin %s is on workers only", program.Plugin).
+			WithHint("name one when the endpoint is added: --worker NAME; or install the plugin here, and enable it")
+	}
 	s.Launch.Path, s.Launch.SHA256 = program.Path, program.SHA256
 	p, err := plugin.Start(ctx, s.Launch)
 	if err != nil {

@@ -43,6 +43,21 @@ func (h *Host) EnableThere(ctx context.Context, arch, sha256 string, d plugin.De
 	return e, nil
 }
 
+// away reports whether a start came to nothing because none of the endpoint's
+// workers can be reached, which says nothing about the plugin.
+func (e Endpoint) away(err error) bool {
+	cause, ok := errors.AsType[*sdk.Error](err)
+	return len(e.Workers) > 0 && ok && cause.Fault == sdk.FaultHost && errors.Is(cause, sdk.ErrUnavailable)
+}
+
+// lost is why the machine of a process cannot be reached any more, or nil.
+func (l *life) lost() error {
+	if p, ok := l.process.(interface{ Lost() error }); ok {
+		return p.Lost()
+	}
+	return nil
+}
+
 // enabledAnywhere is the plugin's binary for this architecture, or else for
 // another one: what it says of its settings is the same.
 func (h *Host) enabledAnywhere(ctx context.Context, name string) (Enabled, error) {

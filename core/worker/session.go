@@ -149,6 +149,16 @@ func (s *session) fail(err error) {
 	}
 }
 
+// isLost is why nothing of the session can be reached, or nil.
+func (s *session) isLost() error {
+	select {
+	case <-s.lost:
+		return s.over()
+	default:
+		return nil
+	}
+}
+
 // over is the error of whatever a lost session cannot do.
 func (s *session) over() error {
 	s.mutex.Lock()
@@ -354,7 +364,7 @@ func (s *session) start(ctx context.Context, name string, l plugin.Launch) (*plu
 	s.processes[id] = f
 	s.mutex.Unlock()
 	end := func() { s.stop(id, f) }
-	a, err := s.ask(ctx, request{Do: doStart, Process: id, Plugin: name, SHA256: l.SHA256})
+	a, err := s.ask(ctx, request{Do: doStart, Process: id, Plugin: name, SHA256: l.SHA256, Limits: l.Limits})
 	if err != nil {
 		end() // it may have been started
 		return nil, err
@@ -368,7 +378,7 @@ func (s *session) start(ctx context.Context, name string, l plugin.Launch) (*plu
 		l.Log = l.Log.With("worker", s.record.Name)
 	}
 	return plugin.Attach(ctx, plugin.Attachment{
-		Plugin: name, PID: a.PID, Ended: f.ended, End: end, Log: log,
+		Plugin: name, PID: a.PID, Ended: f.ended, End: end, Log: log, Lost: s.isLost,
 		Calls: func(ctx context.Context) (net.Conn, error) {
 			return s.stream(ctx, request{Do: doCarryCall, Process: id})
 		},

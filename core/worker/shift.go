@@ -215,7 +215,7 @@ func (s *shift) inspect(r request) (answer, error) {
 func (s *shift) start(r request, p *process) (answer, error) {
 	path, err := s.worker.find(r.Plugin)
 	if err == nil {
-		p.relay, err = plugin.StartRelay(p.ctx, plugin.Launch{Path: path, SHA256: r.SHA256, RunDir: s.worker.runDir}, p.log)
+		p.relay, err = plugin.StartRelay(p.ctx, plugin.Launch{Path: path, SHA256: r.SHA256, RunDir: s.worker.runDir, Limits: r.Limits}, p.log)
 	}
 	close(p.started)
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/holdfast-dr/holdfast/sdk"
+	"github.com/holdfast-dr/holdfast/sdk/plugin"
 )
 
 // protocol is the version of what the two ends say to each other, negotiated in
@@ -92,6 +93,8 @@ type request struct {
 	Process string `json:"process,omitempty"` // the hub's name of it: all but inspect
 	Handle  string `json:"handle,omitempty"`  // carry-disk
 	Token   string `json:"token,omitempty"`   // carry-…: to be shown by the stream
+
+	Limits plugin.Limits `json:"limits,omitzero"` // start: what the process may use
 }
 
 // answer answers the request with its id. An id of 0 answers nothing: the worker

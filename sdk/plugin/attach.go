@@ -30,6 +30,8 @@ type Attachment struct {
 	Log io.ReadCloser
 	// Ended is closed when the process has ended or cannot be reached any more.
 	Ended <-chan struct{}
+	// Lost says why the machine cannot be reached any more; nil while it can.
+	Lost func() error
 	// End asks for the end of the process, and closes Ended.
 	End func()
 }
@@ -61,6 +63,9 @@ func Attach(ctx context.Context, at Attachment, l Launch) (*Process, error) {
 			_ = at.Log.Close()
 		}
 	}
+	if at.Lost == nil {
+		at.Lost = func() error { return nil }
+	}
 	p, err := configure(ctx, pluginv1.NewPluginServiceClient(conn), l, secrets)
 	if err != nil {
 		at.End()
@@ -70,7 +75,7 @@ func Attach(ctx context.Context, at Attachment, l Launch) (*Process, error) {
 	}
 	tidy := make(chan struct{})
 	p.pid, p.done, p.tidy = at.PID, at.Ended, tidy
-	p.platform.gone, p.platform.dialDisk = at.Ended, at.Disk
+	p.platform.gone, p.platform.dialDisk, p.platform.lost = at.Ended, at.Disk, at.Lost
 	asked := make(chan struct{})
 	p.stop = func() { close(asked); at.End() }
 	log = log.With("pid", p.pid)
@@ -84,7 +89,11 @@ func Attach(ctx context.Context, at Attachment, l Launch) (*Process, error) {
 		case <-asked:
 			log.Info("plugin ended")
 		default:
-			log.Warn("plugin ended by itself, or its machine was lost")
+			if err := p.Lost(); err != nil {
+				log.Warn("plugin lost", "err", err)
+			} else {
+				log.Warn("plugin ended by itself")
+			}
 		}
 	}()
 	return p, nil

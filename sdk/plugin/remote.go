@@ -3,6 +3,7 @@ package plugin
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"iter"
 	"net"
@@ -29,6 +30,7 @@ type remote struct {
 	// dialDisk reaches the bytes of an open disk on another machine; nil if the
 	// address that the plugin gives can be dialled from here.
 	dialDisk func(ctx context.Context, handle string) (net.Conn, error)
+	lost     func() error            // Attachment.Lost; nil for a process here
 	wrapData func(net.Conn) net.Conn // Launch.WrapData
 	dir      string                  // of the process's sockets; "" for Local
 	reach    func(sdk.Address) (sdk.Address, error)
@@ -93,6 +95,11 @@ func (r *remote) failed(caller, limited context.Context, name string, err error)
 		case <-r.gone:
 		case <-timer.C:
 		case <-caller.Done():
+		}
+	}
+	if status.Code(err) == codes.Unavailable && r.lost != nil && caller.Err() == nil {
+		if lost := r.lost(); lost != nil {
+			return fmt.Errorf("%s: %w", name, lost)
 		}
 	}
 	err = callError(caller, limited, name, r.limit, err)

@@ -125,6 +125,15 @@ func (p *Process) Ended() string {
 	return ""
 }
 
+// Lost says why the machine of the process cannot be reached any more: nobody
+// knows how the process is. nil while it can, and for a process here.
+func (p *Process) Lost() error {
+	if p.platform.lost == nil {
+		return nil
+	}
+	return p.platform.lost()
+}
+
 // Unmet is what of the launch's user and limits could not be applied, and why.
 func (p *Process) Unmet() []string { return p.unmet }
 
