@@ -5,9 +5,12 @@
 //
 // # What it makes at the hypervisor
 //
-//	checkpoint  holdfast-OP-STAMP        a mark; its description tells operation, epoch and installation
+//	checkpoint  holdfast-INST-OP-STAMP   a mark; its description also tells the epoch, and whether the mark is kept
+//	bitmaps     of the same name         in the images, what libvirt keeps for a checkpoint
 //	backup job  exports holdfast.…       an open snapshot; the export names tell the same, so that nobody else's is touched
-//	live metadata …/run/1.0              on a machine that a snapshot started paused, because it was off
+//	files       holdfast-MACHINE-STAMP…  its socket and scratch files
+//	live metadata …/run/1.0              on a machine that a snapshot started paused, because it was off, and on one whose
+//	                                     snapshot was ended to spare the guest
 //	machine     holdfast-draft-ID        a draft; never runs, holds the draft's disks open, carries the request
 //	volume      holdfast-ID-DISK.qcow2   a disk of a draft, and then of the machine that it became
 //	metadata    …/origin/1.0             on a machine that was restored: its draft, operation and epoch
@@ -22,4 +25,9 @@
 // by a QEMU whose processor never starts: libvirt offers no writable door to an idle qcow2 image, and a machine at the
 // hypervisor is one that works locally and remotely alike, keeps the images locked, and is found again by a fresh process.
 // Local servers listen on unix sockets, remote ones on TCP with mutual TLS; plaintext TCP has to be asked for.
+//
+// # What keeps guests from harm
+//
+// Each snapshot has a guard, a detached process of this program that outlives the one that took it: it thaws a guest that
+// nobody thawed, and ends a backup whose scratch files grow too large. guard.go tells how, DESIGN.md why and what it costs.
 package main

@@ -312,6 +312,7 @@ func listen(words <-chan string, ended chan<- struct{}) {
 // thaw thaws the guest, and again when a freeze that a dying plugin had sent off can have had its effect no more: libvirt
 // may serve the two in any order.
 func (g *guarding) thaw(ctx context.Context) {
+	defer func() { _ = g.platform.restoreAgentPatience(context.WithoutCancel(ctx), g.dom) }() // which the plugin had changed
 	end := time.Now().Add(guardPatience)
 	for _, wait := range []time.Duration{0, 2 * time.Second, g.order.Freeze} {
 		if pause(ctx, wait) != nil {

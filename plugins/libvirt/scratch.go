@@ -250,8 +250,8 @@ func scratchName(prefix, stamp string, disk sdk.DiskID) string {
 	return prefix + stamp + "-" + string(disk) + ".scratch"
 }
 
-// sweepMachine removes the files that backups of a machine left. No backup of ours may be running. Files of a remote host
-// are seen in its pools alone.
+// sweepMachine removes the files that backups of a machine left. No backup of ours may be running. Where we may not look,
+// as at a remote host, libvirt sees the files that lie in its pools.
 func (p *platform) sweepMachine(ctx context.Context, dom libvirt.Domain, d domainXML) error {
 	dirs, err := p.scratchDirs(ctx, d)
 	if err != nil {
@@ -259,9 +259,11 @@ func (p *platform) sweepMachine(ctx context.Context, dom libvirt.Domain, d domai
 	}
 	prefix := p.filePrefix(machineID(dom))
 	for _, dir := range slices.Compact(slices.Sorted(maps.Values(dirs))) {
+		denied := false
 		if p.endpoint.local() {
-			err = removeFiles(dir, prefix)
-		} else {
+			denied, err = removeFiles(dir, prefix)
+		}
+		if denied || !p.endpoint.local() {
 			err = p.removeVolumes(ctx, dir, prefix)
 		}
 		if err != nil {
@@ -271,22 +273,26 @@ func (p *platform) sweepMachine(ctx context.Context, dom libvirt.Domain, d domai
 	return nil
 }
 
-func removeFiles(dir, prefix string) error {
+// removeFiles reports denied if an ordinary user may not list the directory, as libvirt's own.
+func removeFiles(dir, prefix string) (denied bool, err error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil
+		return false, nil
+	}
+	if errors.Is(err, os.ErrPermission) {
+		return true, nil
 	}
 	if err != nil {
-		return sdk.Errorf(sdk.ErrDenied, sdk.FaultHost, "look for files that a backup left: %v", err)
+		return false, sdk.Errorf(sdk.ErrUnavailable, sdk.FaultHost, "look for files that a backup left: %v", err)
 	}
 	for _, entry := range entries {
 		if isScratch(entry.Name(), prefix) {
 			if err := removeFile(dir + "/" + entry.Name()); err != nil {
-				return err
+				return false, err
 			}
 		}
 	}
-	return nil
+	return false, nil
 }
 
 func removeFile(file string) error {
