@@ -69,6 +69,10 @@ func newWorld(t *testing.T) *world {
 		Points: func(context.Context, string, point.MachineID, point.ID, int) ([]gateway.PointInfo, error) {
 			return nil, nil
 		},
+		Find: w.find,
+		Unknown: func(_ context.Context, l blob.Location, _ string, _ int) (api.UnknownPage, error) {
+			return api.UnknownPage{Items: []api.UnknownRepository{{ID: lyingID, Repository: l.ID, TenantName: "Lost Ltd", Points: 3}}}, nil
+		},
 		Notice:           func() (pki.Notice, error) { return pki.NoticeOf("localhost", certificate, authority) },
 		SetCertificate:   w.setCertificate,
 		DisconnectTenant: func(id tenant.ID) { w.closed = append(w.closed, id) },
