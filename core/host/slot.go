@@ -149,6 +149,7 @@ func (s *slot) start(ctx context.Context, other *Enabled) (*life, error) {
 	}
 	l.process, l.started = p, s.host.now()
 	if err := l.asEnabled(); err != nil {
+		s.host.meter(s.endpoint.Plugin).count(func(m *PluginMetrics) { m.FailedStarts++ })
 		l.close()
 		return nil, err
 	}

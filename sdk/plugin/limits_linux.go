@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -79,8 +80,12 @@ func (c *confinement) makeCgroup() (*os.File, error) {
 // nothing to do yet.
 func (c *confinement) apply(pid int) {
 	set := func(what string, resource int, value int64) {
-		n := uint64(value)
-		if err := unix.Prlimit(pid, resource, &unix.Rlimit{Cur: n, Max: n}, nil); err != nil {
+		limit := &unix.Rlimit{Cur: uint64(value), Max: uint64(value)}
+		err := unix.Prlimit(pid, resource, limit, nil)
+		if errors.Is(err, fs.ErrPermission) && c.user != nil {
+			err = asUser(c.user, func() error { return unix.Prlimit(pid, resource, limit, nil) })
+		}
+		if err != nil {
 			c.lacks(what, err.Error())
 		}
 	}
@@ -105,6 +110,36 @@ func (c *confinement) apply(pid int) {
 	if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte(killScore), 0); err != nil {
 		c.lacks("being ended first when memory is short", err.Error())
 	}
+}
+
+// asUser does something on a thread whose real user is another, which is who
+// the kernel asks about when one process sets another's limits. A root without
+// CAP_SYS_RESOURCE, as containers have it, needs that; its effective user and
+// with it everything else stays.
+func asUser(u *User, do func() error) error {
+	if strconv.IntSize < 64 {
+		return errors.ErrUnsupported // the system call has another number there
+	}
+	const keep = ^uintptr(0)
+	set := func(call uintptr, id uint32) error {
+		if _, _, errno := syscall.RawSyscall(call, uintptr(id), keep, keep); errno != 0 {
+			return errno
+		}
+		return nil
+	}
+	result := make(chan error, 1)
+	go func() {
+		// Without UnlockOSThread the thread ends with the goroutine, and nobody
+		// else runs as what it may still be.
+		runtime.LockOSThread()
+		uid, gid := uint32(os.Getuid()), uint32(os.Getgid())
+		err := errors.Join(set(syscall.SYS_SETRESGID, u.GID), set(syscall.SYS_SETRESUID, u.UID))
+		if err == nil {
+			err = do()
+		}
+		result <- errors.Join(err, set(syscall.SYS_SETRESUID, uid), set(syscall.SYS_SETRESGID, gid))
+	}()
+	return <-result
 }
 
 // emptyLimit is how long a cgroup may take to be empty after its processes
