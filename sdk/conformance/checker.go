@@ -222,8 +222,8 @@ func settle[T any](c *checker, call func() (T, error)) (T, error) {
 		}
 		pause := 10 * time.Millisecond
 		var e *sdk.Error
-		if errors.As(err, &e) {
-			pause = max(min(e.After, 5*time.Second), pause)
+		if errors.As(err, &e) && e.After > 0 {
+			pause = min(e.After, 5*time.Second)
 		}
 		if err := c.pause(pause); err != nil {
 			return v, err

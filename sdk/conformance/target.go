@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -106,8 +107,8 @@ func (c *checker) fill(w sdk.BlockWriter, seed uint64) []byte {
 		case 1:
 			c.must("zero a range", w.Zero(off, int64(len(piece))))
 		default:
-			for i := range piece {
-				piece[i] = byte(noise.Uint32())
+			for i := 0; i < len(piece); i += 8 {
+				copy(piece[i:], binary.LittleEndian.AppendUint64(nil, noise.Uint64()))
 			}
 			n, err := w.WriteAt(piece, off)
 			c.must("write", err)
