@@ -137,6 +137,9 @@ func checkSpec(spec sdk.DraftSpec) error {
 		if d.ID == "" || d.SizeBytes <= 0 || d.SizeBytes%sectorBytes != 0 || seen[d.ID] {
 			return invalid("disk %q of %d bytes", d.ID, d.SizeBytes)
 		}
+		if d.SizeBytes%libvirtGrain != 0 && d.SizeBytes < smallestOdd {
+			return invalid("disk %q of %d bytes: libvirt makes disks as small as that in whole KiB", d.ID, d.SizeBytes)
+		}
 		seen[d.ID] = true
 	}
 	return nil
@@ -280,8 +283,12 @@ func (p *platform) createVolume(ctx context.Context, d *draft, disk sdk.Disk) er
 	return nil
 }
 
-// libvirtGrain is to what libvirt rounds the size of a new volume up. Resizing knows sectors.
-const libvirtGrain = 1024
+// libvirtGrain is to what libvirt rounds the size of a new volume up. Resizing knows sectors, but goes no lower than what
+// an empty qcow2 image takes, which is less than smallestOdd.
+const (
+	libvirtGrain = 1024
+	smallestOdd  = 1 << 20
+)
 
 // findDraft finds a draft in the operation's space and refuses an epoch lower than it has seen. A higher one is written
 // down.
