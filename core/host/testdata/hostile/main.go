@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"strings"
-	"sync/atomic"
 	"syscall"
 
 	"github.com/holdfast-dr/holdfast/sdk"
@@ -84,8 +83,7 @@ func open(c config) (sdk.Platform, error) {
 
 type platform struct {
 	config
-	child  int
-	probes atomic.Int64
+	child int
 }
 
 var (
@@ -114,8 +112,10 @@ func (p *platform) Machines(context.Context) iter.Seq2[sdk.Machine, error] {
 	}
 }
 
-func (p *platform) Probe(context.Context, sdk.Subject) (sdk.Report, error) {
+func (p *platform) Probe(ctx context.Context, _ sdk.Subject) (sdk.Report, error) {
 	switch p.Mode {
+	case "say":
+		plugin.Log(ctx).Warn("look here", "disks", 3)
 	case "hang":
 		hang()
 	case "leak":
@@ -129,8 +129,6 @@ func (p *platform) Probe(context.Context, sdk.Subject) (sdk.Report, error) {
 		}
 		limits, err := os.ReadFile("/proc/self/limits")
 		return sdk.Report{Product: string(status) + string(limits)}, err
-	case "child":
-		return sdk.Report{Product: fmt.Sprint(p.child)}, nil
 	case "rewrite":
 		// The file is exchanged, not changed: a running program is busy.
 		if err := os.Rename(p.Text, p.Text+".old"); err != nil {
@@ -140,8 +138,6 @@ func (p *platform) Probe(context.Context, sdk.Subject) (sdk.Report, error) {
 	case "impostor":
 		// A line that looks as if another plugin had said it.
 		plugin.Log(context.Background()).Error("all is well", "plugin", "sim", "endpoint", "good", "pid", 1)
-	case "blame":
-		return sdk.Report{}, errors.New("it was not me")
 	}
 	if p.child != 0 {
 		return sdk.Report{Product: fmt.Sprint(p.child)}, nil
