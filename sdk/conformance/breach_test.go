@@ -107,6 +107,10 @@ var breaches = []struct {
 	{check: "power/stopped-process-is-fenced", breach: sim.BreachStartFencedEarly},
 	{check: "power/foreign-space-is-denied", breach: sim.BreachForeignSpaceStarts},
 
+	{check: "watcher/stands-first", breach: sim.BreachWatchStandsUnsaid},
+	{check: "watcher/tells-changes", breach: sim.BreachChangesUntold},
+	{check: "watcher/ends-with-its-context", breach: sim.BreachWatchOutlivesContext},
+
 	{check: "platform/calls-return-in-time", slow: true},
 	{check: "platform/pending-says-how-far", breach: sim.BreachProgressFalls},
 	{check: "platform/errors-mean-one-thing", breach: sim.BreachErrorIsTwo},

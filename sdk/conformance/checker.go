@@ -114,6 +114,8 @@ func (c *checker) offers(a sdk.Ability) bool {
 		_, ok = sdk.As[sdk.Target](c.Platform)
 	case sdk.AbilityPower:
 		_, ok = sdk.As[sdk.Power](c.Platform)
+	case sdk.AbilityWatcher:
+		_, ok = sdk.As[sdk.Watcher](c.Platform)
 	}
 	return ok
 }

@@ -114,7 +114,7 @@ type Result struct {
 // look back at all calls that the others have made.
 func Checks() []Check {
 	return slices.Concat(platformChecks, sourceChecks, sourceTroubleChecks, trackerChecks, trackerTroubleChecks,
-		targetChecks, targetTroubleChecks, powerChecks, ledgerChecks)
+		targetChecks, targetTroubleChecks, powerChecks, watcherChecks, ledgerChecks)
 }
 
 // Verify runs every check that the fixture picks and calls report after each.

@@ -113,6 +113,11 @@ func (g *guard) As(target any) bool {
 			*to = guardedPower{p, g.ledger}
 			return true
 		}
+	case *sdk.Watcher:
+		// It lasts as long as its caller likes; its checks have their own limits.
+		w, ok := sdk.As[sdk.Watcher](g.Platform)
+		*to = w
+		return ok
 	}
 	return false
 }

@@ -76,7 +76,7 @@ func freshProcessAgrees(c *checker) {
 	if here.UUID != there.UUID || !slices.Equal(here.Disks, there.Disks) {
 		c.errorf("a fresh process sees machine %s differently", c.Machine)
 	}
-	for _, a := range []sdk.Ability{sdk.AbilitySource, sdk.AbilityChangeTracker, sdk.AbilityTarget, sdk.AbilityPower} {
+	for _, a := range []sdk.Ability{sdk.AbilitySource, sdk.AbilityChangeTracker, sdk.AbilityTarget, sdk.AbilityPower, sdk.AbilityWatcher} {
 		other := *c
 		other.Platform = c.fresh()
 		if c.offers(a) != other.offers(a) {
@@ -96,6 +96,7 @@ func probe(c *checker) {
 			c.errorf("probe %+v: %v", s, err)
 			continue
 		}
+		// Those that every host of the protocol knows: an older one does not see what a plugin offers beyond them.
 		for _, a := range []sdk.Ability{sdk.AbilitySource, sdk.AbilityChangeTracker, sdk.AbilityTarget, sdk.AbilityPower} {
 			works, reason := report.Works(a)
 			if works && !c.offers(a) {

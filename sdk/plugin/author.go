@@ -82,6 +82,8 @@ func typeAbilities(p sdk.Platform) []sdk.Ability {
 	add(sdk.AbilityChangeTracker, tracker)
 	add(sdk.AbilityTarget, target)
 	add(sdk.AbilityPower, power)
+	_, watcher := p.(sdk.Watcher)
+	add(sdk.AbilityWatcher, watcher)
 	return abilities
 }
 
@@ -99,6 +101,9 @@ func Abilities(p sdk.Platform) []sdk.Ability {
 	}
 	if _, ok := sdk.As[sdk.Power](p); ok {
 		abilities = append(abilities, sdk.AbilityPower)
+	}
+	if _, ok := sdk.As[sdk.Watcher](p); ok {
+		abilities = append(abilities, sdk.AbilityWatcher)
 	}
 	return abilities
 }

@@ -60,6 +60,11 @@ func (r *remote) As(target any) bool {
 			*to = r
 			return true
 		}
+	case *sdk.Watcher:
+		if has(sdk.AbilityWatcher) {
+			*to = r
+			return true
+		}
 	}
 	return false
 }

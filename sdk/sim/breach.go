@@ -115,6 +115,13 @@ const (
 	BreachForeignSpaceStarts  Breach = "foreign-space-starts-a-machine"
 )
 
+// Of a Watcher.
+const (
+	BreachWatchStandsUnsaid    Breach = "watch-does-not-say-that-it-stands"
+	BreachChangesUntold        Breach = "changes-are-not-told"
+	BreachWatchOutlivesContext Breach = "watch-outlives-its-context"
+)
+
 var breaches = []Breach{
 	BreachInventoryRepeats, BreachListingSpoilsNext, BreachProcessesDiffer, BreachProbeWithoutReason,
 	BreachProbeKnowsAll, BreachCancelFails, BreachContextIgnored, BreachCloseDoesNothing,
@@ -137,6 +144,7 @@ var breaches = []Breach{
 	BreachWriterNeverFenced, BreachWriteFencedEarly, BreachCommitFencedEarly, BreachStartedIsPaused,
 	BreachUnknownStartInvalid, BreachOlderClaimStops, BreachGraceHasNoEnd, BreachParallelStopIsBusy,
 	BreachStartLocks, BreachStopLocks, BreachStartFencedEarly, BreachForeignSpaceStarts,
+	BreachWatchStandsUnsaid, BreachChangesUntold, BreachWatchOutlivesContext,
 }
 
 // Breaches lists them all.

@@ -15,7 +15,7 @@ import (
 // Settings are how a Platform behaves. The zero value works.
 type Settings struct {
 	// Without are abilities that the platform does not have.
-	Without []sdk.Ability `json:"without,omitempty" help:"abilities to leave out: source, change-tracker, target, power"`
+	Without []sdk.Ability `json:"without,omitempty" help:"abilities to leave out: source, change-tracker, target, power, watcher"`
 	// Quiesce is the most that a running guest can do; "" means file-system.
 	Quiesce sdk.Quiesce `json:"quiesce,omitempty" help:"the most that guests can do; file-system by default" enum:"none,file-system,application"`
 	// Shape is how drafts want to be written; "" means random.
@@ -80,6 +80,11 @@ func (p *Platform) As(target any) bool {
 			*to = p
 			return true
 		}
+	case *sdk.Watcher:
+		if has(sdk.AbilityWatcher) {
+			*to = p
+			return true
+		}
 	}
 	return false
 }
@@ -136,7 +141,7 @@ func (p *Platform) Probe(ctx context.Context, subject sdk.Subject) (sdk.Report, 
 			if err != nil {
 				return err
 			}
-			for _, a := range []sdk.Ability{sdk.AbilitySource, sdk.AbilityChangeTracker, sdk.AbilityTarget, sdk.AbilityPower} {
+			for _, a := range []sdk.Ability{sdk.AbilitySource, sdk.AbilityChangeTracker, sdk.AbilityTarget, sdk.AbilityPower, sdk.AbilityWatcher} {
 				f := sdk.Finding{Ability: a, Works: true}
 				switch {
 				case slices.Contains(p.settings.Without, a):

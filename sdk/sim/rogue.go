@@ -184,6 +184,8 @@ func (r *rogue) As(target any) bool {
 		*to = r
 	case *sdk.Power:
 		*to = r
+	case *sdk.Watcher:
+		*to = r
 	}
 	return true
 }

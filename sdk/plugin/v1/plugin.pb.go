@@ -2595,6 +2595,110 @@ func (*CloseDiskResponse) Descriptor() ([]byte, []int) {
 	return file_plugin_proto_rawDescGZIP(), []int{46}
 }
 
+type WatchRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	BeatMicros    int64                  `protobuf:"varint,1,opt,name=beat_micros,json=beatMicros,proto3" json:"beat_micros,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchRequest) Reset() {
+	*x = WatchRequest{}
+	mi := &file_plugin_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchRequest) ProtoMessage() {}
+
+func (x *WatchRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
+func (*WatchRequest) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *WatchRequest) GetBeatMicros() int64 {
+	if x != nil {
+		return x.BeatMicros
+	}
+	return 0
+}
+
+type WatchResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Machine       string                 `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"` // empty: anything may be different
+	Now           *Machine               `protobuf:"bytes,2,opt,name=now,proto3" json:"now,omitempty"`         // absent: it is not there any more
+	Beat          bool                   `protobuf:"varint,3,opt,name=beat,proto3" json:"beat,omitempty"`      // nothing changed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchResponse) Reset() {
+	*x = WatchResponse{}
+	mi := &file_plugin_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchResponse) ProtoMessage() {}
+
+func (x *WatchResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
+func (*WatchResponse) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *WatchResponse) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
+}
+
+func (x *WatchResponse) GetNow() *Machine {
+	if x != nil {
+		return x.Now
+	}
+	return nil
+}
+
+func (x *WatchResponse) GetBeat() bool {
+	if x != nil {
+		return x.Beat
+	}
+	return false
+}
+
 var File_plugin_proto protoreflect.FileDescriptor
 
 const file_plugin_proto_rawDesc = "" +
@@ -2772,7 +2876,14 @@ const file_plugin_proto_rawDesc = "" +
 	"\fStopResponse\"*\n" +
 	"\x10CloseDiskRequest\x12\x16\n" +
 	"\x06handle\x18\x01 \x01(\tR\x06handle\"\x13\n" +
-	"\x11CloseDiskResponse2\xf2\v\n" +
+	"\x11CloseDiskResponse\"/\n" +
+	"\fWatchRequest\x12\x1f\n" +
+	"\vbeat_micros\x18\x01 \x01(\x03R\n" +
+	"beatMicros\"l\n" +
+	"\rWatchResponse\x12\x18\n" +
+	"\amachine\x18\x01 \x01(\tR\amachine\x12-\n" +
+	"\x03now\x18\x02 \x01(\v2\x1b.holdfast.plugin.v1.MachineR\x03now\x12\x12\n" +
+	"\x04beat\x18\x03 \x01(\bR\x04beat2\xc2\f\n" +
 	"\rPluginService\x12U\n" +
 	"\bDescribe\x12#.holdfast.plugin.v1.DescribeRequest\x1a$.holdfast.plugin.v1.DescribeResponse\x12X\n" +
 	"\tConfigure\x12$.holdfast.plugin.v1.ConfigureRequest\x1a%.holdfast.plugin.v1.ConfigureResponse\x12W\n" +
@@ -2790,7 +2901,8 @@ const file_plugin_proto_rawDesc = "" +
 	"\n" +
 	"AbortDraft\x12%.holdfast.plugin.v1.AbortDraftRequest\x1a&.holdfast.plugin.v1.AbortDraftResponse\x12L\n" +
 	"\x05Start\x12 .holdfast.plugin.v1.StartRequest\x1a!.holdfast.plugin.v1.StartResponse\x12I\n" +
-	"\x04Stop\x12\x1f.holdfast.plugin.v1.StopRequest\x1a .holdfast.plugin.v1.StopResponse\x12X\n" +
+	"\x04Stop\x12\x1f.holdfast.plugin.v1.StopRequest\x1a .holdfast.plugin.v1.StopResponse\x12N\n" +
+	"\x05Watch\x12 .holdfast.plugin.v1.WatchRequest\x1a!.holdfast.plugin.v1.WatchResponse0\x01\x12X\n" +
 	"\tCloseDisk\x12$.holdfast.plugin.v1.CloseDiskRequest\x1a%.holdfast.plugin.v1.CloseDiskResponseB8Z6github.com/holdfast-dr/holdfast/sdk/plugin/v1;pluginv1b\x06proto3"
 
 var (
@@ -2805,7 +2917,7 @@ func file_plugin_proto_rawDescGZIP() []byte {
 	return file_plugin_proto_rawDescData
 }
 
-var file_plugin_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
+var file_plugin_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
 var file_plugin_proto_goTypes = []any{
 	(*Error)(nil),                 // 0: holdfast.plugin.v1.Error
 	(*DescribeRequest)(nil),       // 1: holdfast.plugin.v1.DescribeRequest
@@ -2854,9 +2966,11 @@ var file_plugin_proto_goTypes = []any{
 	(*StopResponse)(nil),          // 44: holdfast.plugin.v1.StopResponse
 	(*CloseDiskRequest)(nil),      // 45: holdfast.plugin.v1.CloseDiskRequest
 	(*CloseDiskResponse)(nil),     // 46: holdfast.plugin.v1.CloseDiskResponse
-	nil,                           // 47: holdfast.plugin.v1.SnapshotRequest.SinceEntry
-	nil,                           // 48: holdfast.plugin.v1.Snapshot.MarksEntry
-	nil,                           // 49: holdfast.plugin.v1.CreateDraftRequest.NetworksEntry
+	(*WatchRequest)(nil),          // 47: holdfast.plugin.v1.WatchRequest
+	(*WatchResponse)(nil),         // 48: holdfast.plugin.v1.WatchResponse
+	nil,                           // 49: holdfast.plugin.v1.SnapshotRequest.SinceEntry
+	nil,                           // 50: holdfast.plugin.v1.Snapshot.MarksEntry
+	nil,                           // 51: holdfast.plugin.v1.CreateDraftRequest.NetworksEntry
 }
 var file_plugin_proto_depIdxs = []int32{
 	7,  // 0: holdfast.plugin.v1.Machine.disks:type_name -> holdfast.plugin.v1.Disk
@@ -2865,10 +2979,10 @@ var file_plugin_proto_depIdxs = []int32{
 	14, // 3: holdfast.plugin.v1.ProbeResponse.findings:type_name -> holdfast.plugin.v1.Finding
 	5,  // 4: holdfast.plugin.v1.SnapshotRequest.op:type_name -> holdfast.plugin.v1.Op
 	18, // 5: holdfast.plugin.v1.SnapshotRequest.disks:type_name -> holdfast.plugin.v1.DiskList
-	47, // 6: holdfast.plugin.v1.SnapshotRequest.since:type_name -> holdfast.plugin.v1.SnapshotRequest.SinceEntry
+	49, // 6: holdfast.plugin.v1.SnapshotRequest.since:type_name -> holdfast.plugin.v1.SnapshotRequest.SinceEntry
 	20, // 7: holdfast.plugin.v1.SnapshotResponse.snapshot:type_name -> holdfast.plugin.v1.Snapshot
 	6,  // 8: holdfast.plugin.v1.Snapshot.machine:type_name -> holdfast.plugin.v1.Machine
-	48, // 9: holdfast.plugin.v1.Snapshot.marks:type_name -> holdfast.plugin.v1.Snapshot.MarksEntry
+	50, // 9: holdfast.plugin.v1.Snapshot.marks:type_name -> holdfast.plugin.v1.Snapshot.MarksEntry
 	20, // 10: holdfast.plugin.v1.OpenDiskRequest.snapshot:type_name -> holdfast.plugin.v1.Snapshot
 	23, // 11: holdfast.plugin.v1.OpenDiskResponse.disk:type_name -> holdfast.plugin.v1.OpenedDisk
 	24, // 12: holdfast.plugin.v1.OpenedDisk.address:type_name -> holdfast.plugin.v1.Address
@@ -2880,7 +2994,7 @@ var file_plugin_proto_depIdxs = []int32{
 	5,  // 18: holdfast.plugin.v1.ReleaseMarkRequest.op:type_name -> holdfast.plugin.v1.Op
 	5,  // 19: holdfast.plugin.v1.CreateDraftRequest.op:type_name -> holdfast.plugin.v1.Op
 	6,  // 20: holdfast.plugin.v1.CreateDraftRequest.machine:type_name -> holdfast.plugin.v1.Machine
-	49, // 21: holdfast.plugin.v1.CreateDraftRequest.networks:type_name -> holdfast.plugin.v1.CreateDraftRequest.NetworksEntry
+	51, // 21: holdfast.plugin.v1.CreateDraftRequest.networks:type_name -> holdfast.plugin.v1.CreateDraftRequest.NetworksEntry
 	34, // 22: holdfast.plugin.v1.CreateDraftResponse.draft:type_name -> holdfast.plugin.v1.Draft
 	5,  // 23: holdfast.plugin.v1.OpenDraftDiskRequest.op:type_name -> holdfast.plugin.v1.Op
 	34, // 24: holdfast.plugin.v1.OpenDraftDiskRequest.draft:type_name -> holdfast.plugin.v1.Draft
@@ -2891,45 +3005,48 @@ var file_plugin_proto_depIdxs = []int32{
 	34, // 29: holdfast.plugin.v1.AbortDraftRequest.draft:type_name -> holdfast.plugin.v1.Draft
 	5,  // 30: holdfast.plugin.v1.StartRequest.op:type_name -> holdfast.plugin.v1.Op
 	5,  // 31: holdfast.plugin.v1.StopRequest.op:type_name -> holdfast.plugin.v1.Op
-	1,  // 32: holdfast.plugin.v1.PluginService.Describe:input_type -> holdfast.plugin.v1.DescribeRequest
-	3,  // 33: holdfast.plugin.v1.PluginService.Configure:input_type -> holdfast.plugin.v1.ConfigureRequest
-	10, // 34: holdfast.plugin.v1.PluginService.Machines:input_type -> holdfast.plugin.v1.MachinesRequest
-	12, // 35: holdfast.plugin.v1.PluginService.Probe:input_type -> holdfast.plugin.v1.ProbeRequest
-	15, // 36: holdfast.plugin.v1.PluginService.Cancel:input_type -> holdfast.plugin.v1.CancelRequest
-	17, // 37: holdfast.plugin.v1.PluginService.Snapshot:input_type -> holdfast.plugin.v1.SnapshotRequest
-	21, // 38: holdfast.plugin.v1.PluginService.OpenDisk:input_type -> holdfast.plugin.v1.OpenDiskRequest
-	26, // 39: holdfast.plugin.v1.PluginService.EndSnapshot:input_type -> holdfast.plugin.v1.EndSnapshotRequest
-	28, // 40: holdfast.plugin.v1.PluginService.Changed:input_type -> holdfast.plugin.v1.ChangedRequest
-	30, // 41: holdfast.plugin.v1.PluginService.ReleaseMark:input_type -> holdfast.plugin.v1.ReleaseMarkRequest
-	32, // 42: holdfast.plugin.v1.PluginService.CreateDraft:input_type -> holdfast.plugin.v1.CreateDraftRequest
-	35, // 43: holdfast.plugin.v1.PluginService.OpenDraftDisk:input_type -> holdfast.plugin.v1.OpenDraftDiskRequest
-	37, // 44: holdfast.plugin.v1.PluginService.CommitDraft:input_type -> holdfast.plugin.v1.CommitDraftRequest
-	39, // 45: holdfast.plugin.v1.PluginService.AbortDraft:input_type -> holdfast.plugin.v1.AbortDraftRequest
-	41, // 46: holdfast.plugin.v1.PluginService.Start:input_type -> holdfast.plugin.v1.StartRequest
-	43, // 47: holdfast.plugin.v1.PluginService.Stop:input_type -> holdfast.plugin.v1.StopRequest
-	45, // 48: holdfast.plugin.v1.PluginService.CloseDisk:input_type -> holdfast.plugin.v1.CloseDiskRequest
-	2,  // 49: holdfast.plugin.v1.PluginService.Describe:output_type -> holdfast.plugin.v1.DescribeResponse
-	4,  // 50: holdfast.plugin.v1.PluginService.Configure:output_type -> holdfast.plugin.v1.ConfigureResponse
-	11, // 51: holdfast.plugin.v1.PluginService.Machines:output_type -> holdfast.plugin.v1.MachinesResponse
-	13, // 52: holdfast.plugin.v1.PluginService.Probe:output_type -> holdfast.plugin.v1.ProbeResponse
-	16, // 53: holdfast.plugin.v1.PluginService.Cancel:output_type -> holdfast.plugin.v1.CancelResponse
-	19, // 54: holdfast.plugin.v1.PluginService.Snapshot:output_type -> holdfast.plugin.v1.SnapshotResponse
-	22, // 55: holdfast.plugin.v1.PluginService.OpenDisk:output_type -> holdfast.plugin.v1.OpenDiskResponse
-	27, // 56: holdfast.plugin.v1.PluginService.EndSnapshot:output_type -> holdfast.plugin.v1.EndSnapshotResponse
-	29, // 57: holdfast.plugin.v1.PluginService.Changed:output_type -> holdfast.plugin.v1.ChangedResponse
-	31, // 58: holdfast.plugin.v1.PluginService.ReleaseMark:output_type -> holdfast.plugin.v1.ReleaseMarkResponse
-	33, // 59: holdfast.plugin.v1.PluginService.CreateDraft:output_type -> holdfast.plugin.v1.CreateDraftResponse
-	36, // 60: holdfast.plugin.v1.PluginService.OpenDraftDisk:output_type -> holdfast.plugin.v1.OpenDraftDiskResponse
-	38, // 61: holdfast.plugin.v1.PluginService.CommitDraft:output_type -> holdfast.plugin.v1.CommitDraftResponse
-	40, // 62: holdfast.plugin.v1.PluginService.AbortDraft:output_type -> holdfast.plugin.v1.AbortDraftResponse
-	42, // 63: holdfast.plugin.v1.PluginService.Start:output_type -> holdfast.plugin.v1.StartResponse
-	44, // 64: holdfast.plugin.v1.PluginService.Stop:output_type -> holdfast.plugin.v1.StopResponse
-	46, // 65: holdfast.plugin.v1.PluginService.CloseDisk:output_type -> holdfast.plugin.v1.CloseDiskResponse
-	49, // [49:66] is the sub-list for method output_type
-	32, // [32:49] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	6,  // 32: holdfast.plugin.v1.WatchResponse.now:type_name -> holdfast.plugin.v1.Machine
+	1,  // 33: holdfast.plugin.v1.PluginService.Describe:input_type -> holdfast.plugin.v1.DescribeRequest
+	3,  // 34: holdfast.plugin.v1.PluginService.Configure:input_type -> holdfast.plugin.v1.ConfigureRequest
+	10, // 35: holdfast.plugin.v1.PluginService.Machines:input_type -> holdfast.plugin.v1.MachinesRequest
+	12, // 36: holdfast.plugin.v1.PluginService.Probe:input_type -> holdfast.plugin.v1.ProbeRequest
+	15, // 37: holdfast.plugin.v1.PluginService.Cancel:input_type -> holdfast.plugin.v1.CancelRequest
+	17, // 38: holdfast.plugin.v1.PluginService.Snapshot:input_type -> holdfast.plugin.v1.SnapshotRequest
+	21, // 39: holdfast.plugin.v1.PluginService.OpenDisk:input_type -> holdfast.plugin.v1.OpenDiskRequest
+	26, // 40: holdfast.plugin.v1.PluginService.EndSnapshot:input_type -> holdfast.plugin.v1.EndSnapshotRequest
+	28, // 41: holdfast.plugin.v1.PluginService.Changed:input_type -> holdfast.plugin.v1.ChangedRequest
+	30, // 42: holdfast.plugin.v1.PluginService.ReleaseMark:input_type -> holdfast.plugin.v1.ReleaseMarkRequest
+	32, // 43: holdfast.plugin.v1.PluginService.CreateDraft:input_type -> holdfast.plugin.v1.CreateDraftRequest
+	35, // 44: holdfast.plugin.v1.PluginService.OpenDraftDisk:input_type -> holdfast.plugin.v1.OpenDraftDiskRequest
+	37, // 45: holdfast.plugin.v1.PluginService.CommitDraft:input_type -> holdfast.plugin.v1.CommitDraftRequest
+	39, // 46: holdfast.plugin.v1.PluginService.AbortDraft:input_type -> holdfast.plugin.v1.AbortDraftRequest
+	41, // 47: holdfast.plugin.v1.PluginService.Start:input_type -> holdfast.plugin.v1.StartRequest
+	43, // 48: holdfast.plugin.v1.PluginService.Stop:input_type -> holdfast.plugin.v1.StopRequest
+	47, // 49: holdfast.plugin.v1.PluginService.Watch:input_type -> holdfast.plugin.v1.WatchRequest
+	45, // 50: holdfast.plugin.v1.PluginService.CloseDisk:input_type -> holdfast.plugin.v1.CloseDiskRequest
+	2,  // 51: holdfast.plugin.v1.PluginService.Describe:output_type -> holdfast.plugin.v1.DescribeResponse
+	4,  // 52: holdfast.plugin.v1.PluginService.Configure:output_type -> holdfast.plugin.v1.ConfigureResponse
+	11, // 53: holdfast.plugin.v1.PluginService.Machines:output_type -> holdfast.plugin.v1.MachinesResponse
+	13, // 54: holdfast.plugin.v1.PluginService.Probe:output_type -> holdfast.plugin.v1.ProbeResponse
+	16, // 55: holdfast.plugin.v1.PluginService.Cancel:output_type -> holdfast.plugin.v1.CancelResponse
+	19, // 56: holdfast.plugin.v1.PluginService.Snapshot:output_type -> holdfast.plugin.v1.SnapshotResponse
+	22, // 57: holdfast.plugin.v1.PluginService.OpenDisk:output_type -> holdfast.plugin.v1.OpenDiskResponse
+	27, // 58: holdfast.plugin.v1.PluginService.EndSnapshot:output_type -> holdfast.plugin.v1.EndSnapshotResponse
+	29, // 59: holdfast.plugin.v1.PluginService.Changed:output_type -> holdfast.plugin.v1.ChangedResponse
+	31, // 60: holdfast.plugin.v1.PluginService.ReleaseMark:output_type -> holdfast.plugin.v1.ReleaseMarkResponse
+	33, // 61: holdfast.plugin.v1.PluginService.CreateDraft:output_type -> holdfast.plugin.v1.CreateDraftResponse
+	36, // 62: holdfast.plugin.v1.PluginService.OpenDraftDisk:output_type -> holdfast.plugin.v1.OpenDraftDiskResponse
+	38, // 63: holdfast.plugin.v1.PluginService.CommitDraft:output_type -> holdfast.plugin.v1.CommitDraftResponse
+	40, // 64: holdfast.plugin.v1.PluginService.AbortDraft:output_type -> holdfast.plugin.v1.AbortDraftResponse
+	42, // 65: holdfast.plugin.v1.PluginService.Start:output_type -> holdfast.plugin.v1.StartResponse
+	44, // 66: holdfast.plugin.v1.PluginService.Stop:output_type -> holdfast.plugin.v1.StopResponse
+	48, // 67: holdfast.plugin.v1.PluginService.Watch:output_type -> holdfast.plugin.v1.WatchResponse
+	46, // 68: holdfast.plugin.v1.PluginService.CloseDisk:output_type -> holdfast.plugin.v1.CloseDiskResponse
+	51, // [51:69] is the sub-list for method output_type
+	33, // [33:51] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_plugin_proto_init() }
@@ -2943,7 +3060,7 @@ func file_plugin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_plugin_proto_rawDesc), len(file_plugin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   50,
+			NumMessages:   52,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

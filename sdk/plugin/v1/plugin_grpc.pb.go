@@ -43,6 +43,7 @@ const (
 	PluginService_AbortDraft_FullMethodName    = "/holdfast.plugin.v1.PluginService/AbortDraft"
 	PluginService_Start_FullMethodName         = "/holdfast.plugin.v1.PluginService/Start"
 	PluginService_Stop_FullMethodName          = "/holdfast.plugin.v1.PluginService/Stop"
+	PluginService_Watch_FullMethodName         = "/holdfast.plugin.v1.PluginService/Watch"
 	PluginService_CloseDisk_FullMethodName     = "/holdfast.plugin.v1.PluginService/CloseDisk"
 )
 
@@ -72,6 +73,10 @@ type PluginServiceClient interface {
 	// Ability "power".
 	Start(ctx context.Context, in *StartRequest, opts ...grpc.CallOption) (*StartResponse, error)
 	Stop(ctx context.Context, in *StopRequest, opts ...grpc.CallOption) (*StopResponse, error)
+	// Ability "watcher". The stream lasts until the host cancels it. A beat is
+	// sent whenever nothing else was for beat_micros, so that the host can tell
+	// a quiet back-end from a plugin that hangs.
+	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error)
 	// CloseDisk ends what OpenDisk or OpenDraftDisk opened. An unknown handle
 	// is no error.
 	CloseDisk(ctx context.Context, in *CloseDiskRequest, opts ...grpc.CallOption) (*CloseDiskResponse, error)
@@ -263,6 +268,25 @@ func (c *pluginServiceClient) Stop(ctx context.Context, in *StopRequest, opts ..
 	return out, nil
 }
 
+func (c *pluginServiceClient) Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &PluginService_ServiceDesc.Streams[2], PluginService_Watch_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchRequest, WatchResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type PluginService_WatchClient = grpc.ServerStreamingClient[WatchResponse]
+
 func (c *pluginServiceClient) CloseDisk(ctx context.Context, in *CloseDiskRequest, opts ...grpc.CallOption) (*CloseDiskResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(CloseDiskResponse)
@@ -299,6 +323,10 @@ type PluginServiceServer interface {
 	// Ability "power".
 	Start(context.Context, *StartRequest) (*StartResponse, error)
 	Stop(context.Context, *StopRequest) (*StopResponse, error)
+	// Ability "watcher". The stream lasts until the host cancels it. A beat is
+	// sent whenever nothing else was for beat_micros, so that the host can tell
+	// a quiet back-end from a plugin that hangs.
+	Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error
 	// CloseDisk ends what OpenDisk or OpenDraftDisk opened. An unknown handle
 	// is no error.
 	CloseDisk(context.Context, *CloseDiskRequest) (*CloseDiskResponse, error)
@@ -359,6 +387,9 @@ func (UnimplementedPluginServiceServer) Start(context.Context, *StartRequest) (*
 }
 func (UnimplementedPluginServiceServer) Stop(context.Context, *StopRequest) (*StopResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Stop not implemented")
+}
+func (UnimplementedPluginServiceServer) Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error {
+	return status.Error(codes.Unimplemented, "method Watch not implemented")
 }
 func (UnimplementedPluginServiceServer) CloseDisk(context.Context, *CloseDiskRequest) (*CloseDiskResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CloseDisk not implemented")
@@ -658,6 +689,17 @@ func _PluginService_Stop_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _PluginService_Watch_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(PluginServiceServer).Watch(m, &grpc.GenericServerStream[WatchRequest, WatchResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type PluginService_WatchServer = grpc.ServerStreamingServer[WatchResponse]
+
 func _PluginService_CloseDisk_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(CloseDiskRequest)
 	if err := dec(in); err != nil {
@@ -753,6 +795,11 @@ var PluginService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Changed",
 			Handler:       _PluginService_Changed_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Watch",
+			Handler:       _PluginService_Watch_Handler,
 			ServerStreams: true,
 		},
 	},
