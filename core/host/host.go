@@ -214,7 +214,7 @@ func (h *Host) retire(endpointID string) {
 }
 
 func (h *Host) retireLocked(s *slot) {
-	s.retired = true
+	s.withdraw()
 	delete(h.slots, s.endpoint.ID)
 	if len(s.users) == 0 {
 		h.end(s)
@@ -239,7 +239,7 @@ func (h *Host) Close() error {
 	h.closed = true
 	h.close() // starts that are under way are given up
 	for s := range h.all {
-		s.retired = true
+		s.withdraw()
 		h.end(s)
 	}
 	clear(h.slots)

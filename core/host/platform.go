@@ -26,6 +26,7 @@ var (
 	_ sdk.ChangeTracker = (*Platform)(nil)
 	_ sdk.Target        = (*Platform)(nil)
 	_ sdk.Power         = (*Platform)(nil)
+	_ sdk.Watcher       = (*Platform)(nil)
 )
 
 func (p *Platform) release() {
@@ -154,6 +155,11 @@ func (p *Platform) As(target any) bool {
 		}
 	case *sdk.Power:
 		if has(sdk.AbilityPower) {
+			*to = p
+			return true
+		}
+	case *sdk.Watcher:
+		if has(sdk.AbilityWatcher) {
 			*to = p
 			return true
 		}

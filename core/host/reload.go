@@ -224,7 +224,7 @@ func (h *Host) exchange(t trial, now time.Time, drainFor time.Duration) bool {
 	if abilities := s.abilities.Load(); t.after.abilities.Load() == nil {
 		t.after.abilities.Store(abilities)
 	}
-	s.retired = true
+	s.withdraw()
 	if len(s.users) == 0 {
 		h.end(s)
 		return false

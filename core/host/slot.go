@@ -25,7 +25,8 @@ type slot struct {
 	// Guarded by host.mutex.
 	users   map[*Platform]bool
 	retired bool
-	drain   *drain // nil unless a newer version takes its place
+	left    chan struct{} // closed when retired is set
+	drain   *drain        // nil unless a newer version takes its place
 	idle    *time.Timer
 
 	abilities atomic.Pointer[[]sdk.Ability] // as the last process advertised
@@ -46,9 +47,18 @@ type drain struct {
 }
 
 func newSlot(h *Host, e Endpoint) *slot {
-	s := &slot{host: h, endpoint: e, breaker: h.breakerOf(e), users: make(map[*Platform]bool), turn: make(chan struct{}, 1)}
+	s := &slot{host: h, endpoint: e, breaker: h.breakerOf(e), users: make(map[*Platform]bool), left: make(chan struct{}), turn: make(chan struct{}, 1)}
 	s.turn <- struct{}{}
 	return s
+}
+
+// withdraw gives the slot no new users, and ends the watches of those it has:
+// they would keep it for ever. It is called with host.mutex held.
+func (s *slot) withdraw() {
+	if !s.retired {
+		s.retired = true
+		close(s.left)
+	}
 }
 
 // running gives the process, and starts one if there is none.
@@ -154,6 +164,7 @@ func (s *slot) start(ctx context.Context, other *Enabled) (*life, error) {
 		return nil, err
 	}
 	s.host.meter(s.endpoint.Plugin).count(func(m *PluginMetrics) { m.Starts++ })
+	s.host.remember(slog.LevelInfo, s.endpoint, "process started", slog.Int("pid", l.pid()), slog.String("version", p.Describe().Version))
 	s.host.background(func() { s.watch(l) })
 	return l, nil
 }
@@ -216,6 +227,15 @@ func (s *slot) failed(err error) {
 func (s *slot) watch(l *life) {
 	<-l.process.Done()
 	s.current.CompareAndSwap(l, nil)
+	s.host.remember(slog.LevelInfo, s.endpoint, "process ended", slog.Int("pid", l.pid()), slog.String("state", endText(l.process)))
+}
+
+// endText is how a process ended, as far as it is known.
+func endText(p Process) string {
+	if p, ok := p.(interface{ Ended() string }); ok && p.Ended() != "" {
+		return p.Ended()
+	}
+	return "unknown"
 }
 
 // bury forgets a process that has ended by itself, or that the host ended

@@ -79,9 +79,9 @@ func relayChanges(out grpc.ServerStreamingServer[pluginv1.WatchResponse], change
 	}
 }
 
-// Watch is the host's end. The limit of a call holds for the time between two
-// messages, beats included, and not for the whole; the time that the caller
-// takes over a change is not counted.
+// Watch is the host's end. The limit of a call holds for the first change, and
+// then for the time between two messages, beats included; the time that the
+// caller takes over a change is not counted.
 func (r *remote) Watch(ctx context.Context) iter.Seq2[sdk.Change, error] {
 	return func(yield func(sdk.Change, error) bool) {
 		limited, cancel := context.WithCancel(ctx)
@@ -89,13 +89,17 @@ func (r *remote) Watch(ctx context.Context) iter.Seq2[sdk.Change, error] {
 		timer := time.AfterFunc(r.limit, cancel)
 		defer timer.Stop()
 		in, err := r.client.Watch(limited, &pluginv1.WatchRequest{BeatMicros: (r.limit / beatsPerLimit).Microseconds()})
-		for err == nil {
+		for stands := false; err == nil; {
 			var message *pluginv1.WatchResponse
 			if message, err = in.Recv(); err != nil {
 				break
 			}
+			if message.GetBeat() && !stands {
+				continue // an author who hangs is beaten for too
+			}
 			timer.Stop()
 			if !message.GetBeat() {
+				stands = true
 				change, err := fromChange(message)
 				if !yield(change, err) || err != nil {
 					return
