@@ -190,6 +190,24 @@ func TestDescribe(t *testing.T) {
 	}
 }
 
+// TestDescribeFindsInterpreters has a script whose interpreter is looked for
+// described where it is also found when the script is started.
+func TestDescribeFindsInterpreters(t *testing.T) {
+	const script = `#!/bin/sh
+path=$(tr '\0' '\n' </proc/$$/environ | sed -n 's/^PATH=//p')
+case $path in /usr/local/sbin:/usr/local/bin:*) found=yes ;; *) found=no ;; esac
+echo '{"name": "script", "version": "'$found'", "protocol": 1}'
+`
+	path := filepath.Join(t.TempDir(), "holdfast-plugin-script")
+	if err := os.WriteFile(path, []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	d, err := plugin.Describe(t.Context(), path, sumOf(t, path))
+	if err != nil || d.Version != "yes" {
+		t.Errorf("its PATH is that of a started plugin: %q, %v", d.Version, err)
+	}
+}
+
 func sumOf(t *testing.T, path string) string {
 	t.Helper()
 	sum, err := plugin.Checksum(path)

@@ -338,7 +338,8 @@ func parseDescription(doc []byte) (Description, error) {
 }
 
 // Describe runs a program with the argument "describe". The program has to
-// have the checksum, and is run without environment and endpoint.
+// have the checksum, and is run without an endpoint, in the environment of any
+// plugin.
 func Describe(ctx context.Context, path, sha256 string) (Description, error) {
 	return Launch{Path: path, SHA256: sha256}.Describe(ctx)
 }
@@ -353,7 +354,7 @@ func (l Launch) Describe(ctx context.Context) (Description, error) {
 	}
 	cookie := "HOLDFAST_DESCRIBE=" + newToken()
 	keep := &confinement{user: l.User, limits: l.Limits, cgroup: l.Cgroup, cookie: cookie}
-	p := newProgram(path, file, []string{cookie}, keep, "describe")
+	p := newProgram(path, file, []string{"PATH=" + searchPath, cookie}, keep, "describe")
 	if err := p.Start(ctx); err != nil {
 		return Description{}, err
 	}
