@@ -137,6 +137,12 @@ func (h *Host) FollowLogs(ctx context.Context, r LogRequest, notice func(LogLine
 	}
 }
 
+// OnBehalf says for whom calls are made: a plugin's log lines, and what is noted
+// of calls that fail, then name the tenant and the run.
+func OnBehalf(ctx context.Context, tenant, run string) context.Context {
+	return plugin.WithLabel(plugin.WithLabel(ctx, "tenant", tenant), "run", run)
+}
+
 // keepLine keeps a line of a plugin's own log.
 func (h *Host) keepLine(e Endpoint, line plugin.Line) {
 	if line.Dropped > 0 {
@@ -159,11 +165,18 @@ func (h *Host) keepLine(e Endpoint, line plugin.Line) {
 // note logs something about a plugin, and keeps it beside what the plugin says
 // of itself.
 func (h *Host) note(level slog.Level, e Endpoint, message string, fields ...slog.Attr) {
-	kept := LogLine{Time: h.now().UTC(), Level: levelName(level), Plugin: e.Plugin, Endpoint: e.Name, From: "host", Message: message}
+	h.remember(level, e, message, fields...)
 	attrs := []slog.Attr{slog.String("plugin", e.Plugin)}
 	if e.Name != "" {
 		attrs = append(attrs, slog.String("endpoint", e.Name))
 	}
+	h.log.LogAttrs(context.Background(), level, message, append(attrs, fields...)...)
+}
+
+// remember keeps something about a plugin that is logged elsewhere, or that is
+// of interest only here.
+func (h *Host) remember(level slog.Level, e Endpoint, message string, fields ...slog.Attr) {
+	kept := LogLine{Time: h.now().UTC(), Level: levelName(level), Plugin: e.Plugin, Endpoint: e.Name, From: "host", Message: message}
 	for _, f := range fields {
 		if kept.Fields == nil {
 			kept.Fields = make(map[string]any, len(fields))
@@ -175,7 +188,6 @@ func (h *Host) note(level slog.Level, e Endpoint, message string, fields ...slog
 		kept.Fields[f.Key] = value
 	}
 	h.record(e.Plugin).add(kept)
-	h.log.LogAttrs(context.Background(), level, message, append(attrs, fields...)...)
 }
 
 // levelName is the next of the four levels below.
