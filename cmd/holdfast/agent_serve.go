@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/holdfast-dr/holdfast/core/api"
+	"github.com/holdfast-dr/holdfast/core/host"
 )
 
 // How long a stopping agent lets requests go on, and when it tells those who
@@ -82,6 +83,11 @@ Keys of the file:
 // serveSite runs the agent until ctx ends, then lets it stop in good order.
 func (a *app) serveSite(ctx context.Context, config siteConfig, log *slog.Logger) (err error) {
 	a.boundGarbage()
+	cgroup, reason, err := host.DelegatedCgroup()
+	if err != nil || reason != "" {
+		log.InfoContext(ctx, "plugins have no cgroups of their own", "reason", reason, "error", err)
+	}
+	config.cgroup = cgroup
 	s, err := openSite(ctx, config, log)
 	if err != nil {
 		return err

@@ -38,6 +38,8 @@ type siteConfig struct {
 		Address string `mapstructure:"address"` // what workers are told
 	} `mapstructure:"workers"`
 	Log logConfig `mapstructure:"log"`
+
+	cgroup string // to divide between plugins; "" is none
 }
 
 // site is an agent that was constructed, with what has to be closed after it.
@@ -74,7 +76,7 @@ func openSite(ctx context.Context, c siteConfig, log *slog.Logger) (_ *site, err
 	if created {
 		log.InfoContext(ctx, "master key made; it protects a stolen database, not this machine from its own root", "key", c.Key)
 	}
-	options := host.Options{Dirs: c.Plugins, Log: log}
+	options := host.Options{Dirs: c.Plugins, Private: []string{c.Data}, Cgroup: c.cgroup, Log: log}
 	if run := filepath.Join(c.Data, "run"); len(run) <= longestRunDir {
 		options.RunDir = run
 	}

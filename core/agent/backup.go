@@ -63,7 +63,7 @@ func (a *Agent) backup(ctx context.Context, x *job.Execution) error {
 		return failed(err)
 	}
 	b.tell(ctx, job.Progress{Phase: "starting"}, job.Running, nil)
-	err := b.run(ctx)
+	err := b.run(host.OnBehalf(ctx, b.store.connection.TenantID, x.Run().ID))
 	if e := x.SetResult(runResult{Machines: b.done}); e != nil {
 		err = errors.Join(err, e)
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/holdfast-dr/holdfast/core/claim"
+	"github.com/holdfast-dr/holdfast/core/host"
 	"github.com/holdfast-dr/holdfast/core/job"
 	"github.com/holdfast-dr/holdfast/core/mover"
 	"github.com/holdfast-dr/holdfast/core/point"
@@ -148,6 +149,7 @@ func (a *Agent) restoreMachine(ctx context.Context, x *job.Execution) error {
 	if err != nil {
 		return failed(err)
 	}
+	ctx = host.OnBehalf(ctx, p.store.connection.TenantID, x.Run().ID)
 	err = a.withPlatform(ctx, endpoint, func(platform sdk.Platform) error {
 		var replace sdk.MachineID
 		epoch := uint64(0)

@@ -20,7 +20,7 @@ type sitePluginPath struct {
 
 type siteEnablePluginInput struct {
 	Body struct {
-		Name   string       `json:"name" minLength:"1" maxLength:"64" doc:"Such as libvirt, for the program holdfast-plugin-libvirt"`
+		Name   string             `json:"name" minLength:"1" maxLength:"64" doc:"Such as libvirt, for the program holdfast-plugin-libvirt"`
 		Policy *host.PluginPolicy `json:"policy,omitempty" doc:"How closely its processes are kept from their next start on; without it, as before"`
 	}
 }

@@ -71,7 +71,7 @@ func (l *life) logCall(ctx context.Context, method string, took time.Duration, f
 	if op, ok := ctx.Value(opKey{}).(sdk.Op); ok {
 		fields = append(fields, slog.String("op", op.ID))
 	}
-	l.slot.host.note(slog.LevelDebug, l.slot.endpoint, "call failed", fields...)
+	l.slot.host.remember(slog.LevelDebug, l.slot.endpoint, "call failed", fields...)
 }
 
 // opKey is where a context has the operation of a call.
@@ -153,10 +153,7 @@ func (l *life) reason() string {
 	if l.why != "" {
 		return l.why
 	}
-	if p, ok := l.process.(interface{ Ended() string }); ok && p.Ended() != "" {
-		return "the process ended: " + p.Ended()
-	}
-	return "the process ended by itself"
+	return "the process ended: " + endText(l.process)
 }
 
 // pid is the process's number, or 0 if it is not on this machine.

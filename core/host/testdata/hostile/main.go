@@ -66,8 +66,11 @@ func open(c config) (sdk.Platform, error) {
 				_, _ = os.Stderr.Write(part)
 			}
 		}()
-	case "fork":
+	case "fork", "hide":
 		child := exec.Command("sleep", "3600")
+		if c.Mode == "hide" {
+			child.Env = []string{"NOTHING=here"}
+		}
 		child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 		if err := child.Start(); err != nil {
 			return nil, err
