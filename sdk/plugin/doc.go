@@ -44,6 +44,8 @@
 // system's programs, its TMPDIR the directory of the sockets, which has mode
 // 0700 and is removed after it, and its working directory is the root.
 //
+// PROTOCOL.md says all of this exactly, for programs in other languages.
+//
 // # Promises
 //
 // To authors: methods are called as package sdk says, and their contexts end a
