@@ -174,7 +174,12 @@ func (a *app) verifyPlugin(cmd *cobra.Command, v verification) error {
 		Name: description.Name, Version: description.Version, Protocol: description.Protocol,
 		Abilities: plugin.Abilities(first.Platform), SHA256: sum,
 	}, runtime.GOOS+"/"+runtime.GOARCH, time.Now())
-	conformance.Verify(ctx, f, report.Add)
+	conformance.Verify(ctx, f, func(r conformance.Result) {
+		report.Add(r)
+		if isTerminal(a.err) { // it takes minutes; scripts get the report alone
+			a.note("%-8s %s", r.Outcome(), r.Check)
+		}
+	})
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}

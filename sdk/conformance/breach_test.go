@@ -1,10 +1,14 @@
 package conformance_test
 
 import (
+	"io"
+	"net"
 	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -173,6 +177,11 @@ func TestEachCheckHasABreach(t *testing.T) {
 		}
 		seen[b.breach] = true
 	}
+	for _, b := range sim.Breaches() {
+		if !seen[b] {
+			t.Errorf("breach %s is there for no check", b)
+		}
+	}
 	slices.Sort(want)
 	slices.Sort(have)
 	if diff := cmp.Diff(want, slices.Compact(have)); diff != "" {
@@ -191,5 +200,50 @@ func TestPanicIsAProblemOfItsCheckAlone(t *testing.T) {
 	})
 	if diff := cmp.Diff([]string{"power/start-and-stop"}, failed); diff != "" {
 		t.Errorf("failed (-want +have):\n%s", diff)
+	}
+}
+
+// TestHangIsBounded has a call hang whatever its context says: the suite gives
+// it up, says where, and goes on.
+func TestHangIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := inMemory(t, sim.Settings{Faults: []sim.Fault{{Call: "Start", Action: sim.ActionHang}}}, "")
+		f.Only = regexp.MustCompile("^power/(start|unknown)|in-time")
+		results := make(map[string]string)
+		conformance.Verify(t.Context(), f, func(r conformance.Result) {
+			results[r.Check] = strings.Join(r.Problems, "; ")
+		})
+		f.Platform.Close() // wakes the call, so that its goroutine ends
+		want := map[string]string{
+			"power/start-and-stop":          "start the machine, and again: Start did not return within 35s",
+			"power/unknown-machine":         "",
+			"platform/calls-return-in-time": "in power/start-and-stop: Start took 35s, the limit is 30s",
+		}
+		if diff := cmp.Diff(want, results); diff != "" {
+			t.Errorf("problems (-want +have):\n%s", diff)
+		}
+	})
+}
+
+// TestQuietWireChangesNothing is the wire while no check uses it.
+func TestQuietWireChangesNothing(t *testing.T) {
+	here, there := net.Pipe()
+	wire := new(conformance.Wire)
+	conn := wire.Wrap(here)
+	go func() { _, _ = io.Copy(there, there) }()
+	for range 3 {
+		if _, err := conn.Write([]byte("echo")); err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, 4)
+		if _, err := io.ReadFull(conn, got); err != nil || string(got) != "echo" {
+			t.Fatalf("read %q, %v", got, err)
+		}
+	}
+	if err := conn.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := conn.Write([]byte("echo")); err == nil {
+		t.Error("a closed connection takes bytes")
 	}
 }

@@ -384,7 +384,11 @@ func (c *checker) onlyNew(had map[sdk.MachineID]bool, want sdk.MachineID) {
 
 func writeCut(c *checker) {
 	wire := c.wire()
-	for round, after := range []int64{100, 1000, grain / 2, grain + 100} {
+	started := time.Now()
+	for round, after := range []int64{grain / 2, 100, grain + 100, 1000} {
+		if round >= minRounds && time.Since(started) > roundBudget {
+			return
+		}
 		draft := c.create(fmt.Sprint("draft ", round), 0, c.spec())
 		kept, again := bytes.Repeat([]byte{1}, grain), bytes.Repeat([]byte{2}, 2*grain)
 		w := c.writer(c.Platform, draft, "vda", 0)
