@@ -89,7 +89,11 @@ func runDoomedAgent(text string) int {
 	return 1
 }
 
-const doomedFreeze = 3 * time.Second
+const (
+	doomedFreeze = 3 * time.Second
+	// promptly is how long a guard's thaw may take, with much room for busy machines: 60 ms were measured.
+	promptly = 5 * time.Second
+)
 
 // family is a process and its descendants, and what each was called with.
 func family(t *testing.T, root int) map[int][]string {
@@ -185,19 +189,19 @@ func TestGuestIsThawedWhoeverDies(t *testing.T) {
 		limit time.Duration // the promise
 		harm  func(t *testing.T, agent int, family map[int][]string)
 	}{
-		{"plugin killed", 2 * time.Second, func(t *testing.T, agent int, family map[int][]string) {
+		{"plugin killed", promptly, func(t *testing.T, agent int, family map[int][]string) {
 			for pid, args := range family {
 				if pid != agent && isPlugin(args) {
 					kill(t, pid, syscall.SIGKILL)
 				}
 			}
 		}},
-		{"everything below the agent killed", 2 * time.Second, func(t *testing.T, _ int, family map[int][]string) {
+		{"everything below the agent killed", promptly, func(t *testing.T, _ int, family map[int][]string) {
 			for pid := range family {
 				kill(t, pid, syscall.SIGKILL)
 			}
 		}},
-		{"everything below the agent stopped", doomedFreeze + 3*time.Second, func(t *testing.T, _ int, family map[int][]string) {
+		{"everything below the agent stopped", doomedFreeze + guardMargin + promptly, func(t *testing.T, _ int, family map[int][]string) {
 			for pid := range family {
 				kill(t, pid, syscall.SIGSTOP)
 			}
@@ -268,22 +272,32 @@ func TestBackupEndsBeforeTheGuestSuffers(t *testing.T) {
 	c := protect(t, s, p, g)
 
 	slow := c.req
-	full := &vault{Store: movertest.NewStore()}
+	full, stalled, goOn, ended := &vault{Store: movertest.NewStore()}, make(chan struct{}), make(chan struct{}), make(chan error, 1)
 	var once sync.Once
 	full.OnPut = func(ctx context.Context, _ []byte) error {
-		once.Do(func() {
-			console(t, g, "dd if=/dev/zero of=/data/blob bs=1M count=30 && sync") // fails if a write does
-			await(t, 20*time.Second, "the backup is ended", func() bool {
-				_, err := s.Virsh(ctx, "backup-dumpxml", g.Name)
-				return err != nil
-			})
-		})
-		return nil
+		once.Do(func() { close(stalled) })
+		select {
+		case <-goOn:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 	slow.Repository, slow.Remembered, slow.Held, slow.Tasks, slow.Mover.Memory = full, nil, nil, 1, 1
 	slow.Op = sdk.Op{ID: "slow", Epoch: c.req.Op.Epoch + 1}
 	c.next()
-	_, err := backup.Run(t.Context(), slow)
+	go func() {
+		_, err := backup.Run(t.Context(), slow)
+		ended <- err
+	}()
+	<-stalled
+	console(t, g, "dd if=/dev/zero of=/data/blob bs=1M count=30 && sync") // fails if a write does
+	await(t, 20*time.Second, "the backup is ended", func() bool {
+		_, err := s.Virsh(t.Context(), "backup-dumpxml", g.Name)
+		return err != nil
+	})
+	close(goOn)
+	err := <-ended
 	if !errors.Is(err, sdk.ErrUnavailable) || !strings.Contains(err.Error(), "spare the guest") || !strings.Contains(sdk.HintOf(err), "scratch_limit") {
 		t.Errorf("a backup that was ended: %v, hint %q", err, sdk.HintOf(err))
 	}
