@@ -60,6 +60,7 @@
 //	sdk/plugin        the contract as a process; the only place that knows gRPC
 //	sdk/sim           a hypervisor in memory
 //	sdk/conformance   what every plugin must do
+//	sdk/example       plugins in other languages
 //	plugins/…         one directory, one program, one kind of back-end; they see the sdk and nothing of core
 //	testenv           real hypervisors, guests and databases for tests and the demo
 //
