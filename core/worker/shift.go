@@ -268,14 +268,15 @@ func (s *shift) stop(id string) error {
 	delete(s.processes, id)
 	s.mutex.Unlock()
 	if p == nil {
-		return noProcess()
+		return sdk.Errorf(sdk.ErrNotFound, sdk.FaultHost, "there is no such process")
 	}
 	p.end()
 	return nil
 }
 
-func noProcess() error {
-	return sdk.Errorf(sdk.ErrNotFound, sdk.FaultHost, "the process has ended")
+// gone is the error for a stream of a process that has ended.
+func gone() error {
+	return sdk.Errorf(sdk.ErrUnavailable, sdk.FaultPlugin, "the plugin's process has ended")
 }
 
 // carry opens what the hub wants to reach, and then a connection to the hub for
@@ -285,14 +286,14 @@ func (s *shift) carry(r request) error {
 	p := s.processes[r.Process]
 	s.mutex.Unlock()
 	if p == nil {
-		return noProcess()
+		return gone()
 	}
 	select {
 	case <-p.started:
 	case <-s.lost:
 	}
 	if p.relay == nil {
-		return noProcess()
+		return gone()
 	}
 	ctx, cancel := context.WithTimeout(s.ctx, carryLimit)
 	defer cancel()

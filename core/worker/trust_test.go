@@ -290,8 +290,8 @@ func TestWorkerIsNoOpenProxy(t *testing.T) {
 			t.Errorf("a stream to %.40q: %v, %v; want ErrDenied", handle, conn, err)
 		}
 	}
-	if _, err := s.stream(t.Context(), request{Do: doCarryDisk, Process: "other", Handle: "x"}); !errors.Is(err, sdk.ErrNotFound) {
-		t.Errorf("a disk of a process that is not there: %v, want ErrNotFound", err)
+	if _, err := s.stream(t.Context(), request{Do: doCarryDisk, Process: "other", Handle: "x"}); !errors.Is(err, sdk.ErrUnavailable) {
+		t.Errorf("a disk of a process that is not there: %v, want ErrUnavailable", err)
 	}
 	if _, err := s.ask(t.Context(), request{Do: "exec", Plugin: "/bin/sh"}); !errors.Is(err, sdk.ErrUnsupported) {
 		t.Errorf("something else: %v, want ErrUnsupported", err)

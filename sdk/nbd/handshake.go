@@ -109,7 +109,11 @@ func dial(ctx context.Context, o Options) (net.Conn, error) {
 		}
 	}
 	conn, err := call(ctx)
-	if err != nil {
+	switch {
+	case err == nil:
+	case sdk.CodeOf(err) != sdk.CodeUnknown: // a Dialer knows what it means
+		return nil, fmt.Errorf("dial nbd server: %w", err)
+	default:
 		return nil, fmt.Errorf("dial nbd server: %w: %w", sdk.ErrUnavailable, err)
 	}
 	if o.tally != nil {

@@ -24,9 +24,9 @@ type Process struct {
 	err  error // after done
 }
 
-// startProcess runs a program whose parent-death signal is SIGKILL, so that
+// StartProcess runs a program whose parent-death signal is SIGKILL, so that
 // nothing outlives a killed test.
-func startProcess(name, log string, env []string, program string, args ...string) (*Process, error) {
+func StartProcess(name, log string, env []string, program string, args ...string) (*Process, error) {
 	out, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, err

@@ -203,7 +203,7 @@ func (s *Stack) StartAgent(ctx context.Context) error {
 
 func (s *Stack) start(name string, prefix, args []string) (*Process, error) {
 	command := append(append([]string(nil), prefix...), append([]string{filepath.Join(s.Bin, "holdfast")}, args...)...)
-	return startProcess(name, filepath.Join(s.Dir, name+".log"), s.environment(), command[0], command[1:]...)
+	return StartProcess(name, filepath.Join(s.Dir, name+".log"), s.environment(), command[0], command[1:]...)
 }
 
 func (s *Stack) environment() []string {
