@@ -17,10 +17,10 @@ import (
 
 // fixture is one of a simulated hypervisor. open gives a process, or what
 // stands for one.
-func fixture(t *testing.T, hv *sim.Hypervisor, open func() (conformance.Process, error)) conformance.Fixture {
+func fixture(t *testing.T, hv *sim.Hypervisor, sizes []int64, open func() (conformance.Process, error)) conformance.Fixture {
 	t.Helper()
 	m, err := hv.CreateMachine(sim.MachineSpec{
-		Name: "conformance", DiskBytes: []int64{4 << 20, 2<<20 + 512}, State: sdk.StateRunning, Space: "ours",
+		Name: "conformance", DiskBytes: sizes, State: sdk.StateRunning, Space: "ours",
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -47,6 +47,13 @@ func fixture(t *testing.T, hv *sim.Hypervisor, open func() (conformance.Process,
 		Space: "ours", Foreign: "theirs", Epoch: 1,
 	}
 }
+
+// The sizes of a machine's disks, in bytes: the smallest that will do, and
+// those of which a half can be read.
+var (
+	small = []int64{1 << 20, 1<<20 + 512}
+	large = []int64{4 << 20, 2<<20 + 512}
+)
 
 // signals are what stands for signals to a simulated process.
 func signals(p *sim.Platform, face sdk.Platform, end func()) conformance.Process {
@@ -86,7 +93,7 @@ func TestInMemory(t *testing.T) {
 
 func inMemory(t *testing.T, settings sim.Settings, broken sim.Breach) conformance.Fixture {
 	hv := sim.New()
-	return fixture(t, hv, func() (conformance.Process, error) {
+	return fixture(t, hv, small, func() (conformance.Process, error) {
 		p := hv.Connect(settings)
 		return signals(p, p.Break(broken), func() {}), nil
 	})
@@ -102,7 +109,7 @@ func TestOverGRPC(t *testing.T) {
 
 func overGRPC(t *testing.T, settings sim.Settings, broken sim.Breach) conformance.Fixture {
 	hv, wire := sim.New(), new(conformance.Wire)
-	f := fixture(t, hv, func() (conformance.Process, error) {
+	f := fixture(t, hv, large, func() (conformance.Process, error) {
 		p := hv.Connect(settings)
 		author := plugin.Author{
 			Name: "sim", Version: "test", Type: (*sim.Platform)(nil),
@@ -142,7 +149,7 @@ func TestBinary(t *testing.T) {
 			t.Fatal(err)
 		}
 		wire := new(conformance.Wire)
-		f := fixture(t, hv, func() (conformance.Process, error) {
+		f := fixture(t, hv, large, func() (conformance.Process, error) {
 			p, err := plugin.Start(context.Background(), plugin.Launch{Path: path, SHA256: sum, Settings: settings, WrapData: wire.Wrap})
 			if err != nil {
 				return conformance.Process{}, err
