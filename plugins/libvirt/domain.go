@@ -16,6 +16,7 @@ import (
 // domainXML is what is read of a machine's description.
 type domainXML struct {
 	Type  string `xml:"type,attr"`
+	ID    string `xml:"id,attr"` // of this run; "" if the machine is off
 	Name  string `xml:"name"`
 	UUID  string `xml:"uuid"`
 	VCPUs int    `xml:"vcpu"`
@@ -190,11 +191,11 @@ func (p *platform) look(ctx context.Context, dom libvirt.Domain) (sdk.Machine, d
 	if err != nil {
 		return sdk.Machine{}, live, err
 	}
-	state, err := p.state(ctx, dom)
-	if err != nil {
-		return sdk.Machine{}, live, err
-	}
-	if state != sdk.StateOff {
+	state := sdk.StateOff
+	if live.ID != "" {
+		if state, err = p.state(ctx, dom); err != nil {
+			return sdk.Machine{}, live, err
+		}
 		if _, text, err = p.describe(ctx, dom, inactiveXML); err != nil {
 			return sdk.Machine{}, live, err
 		}
@@ -256,15 +257,6 @@ func (p *platform) diskSize(ctx context.Context, dom libvirt.Domain, d diskXML) 
 		_, capacity, _, err := lv.DomainGetBlockInfo(dom, d.Target.Dev, 0)
 		return int64(capacity), err
 	})
-}
-
-// poolOf is the pool in which a file lies, or "".
-func (p *platform) poolOf(ctx context.Context, file string) string {
-	pool, _ := ask(ctx, p.control, func(lv *libvirt.Libvirt) (string, error) {
-		vol, err := lv.StorageVolLookupByPath(file)
-		return vol.Pool, err
-	})
-	return pool
 }
 
 var states = map[libvirt.DomainState]sdk.State{

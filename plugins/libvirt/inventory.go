@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"strings"
 
 	"github.com/digitalocean/go-libvirt"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/holdfast-dr/holdfast/sdk"
 )
@@ -23,20 +25,49 @@ func (p *platform) Machines(ctx context.Context) iter.Seq2[sdk.Machine, error] {
 			yield(sdk.Machine{}, fmt.Errorf("list machines: %w", err))
 			return
 		}
-		for _, dom := range doms {
-			m, d, err := p.look(ctx, dom)
-			if errors.Is(err, sdk.ErrNotFound) || (err == nil && d.Metadata.Draft != nil) {
-				continue
+		for some := range slices.Chunk(doms, lookedAtOnce*16) {
+			machines, err := p.lookAll(ctx, some)
+			for _, m := range machines {
+				if m != nil && !yield(*m, nil) {
+					return
+				}
 			}
 			if err != nil {
-				yield(sdk.Machine{}, fmt.Errorf("look at machine %s: %w", dom.Name, err))
-				return
-			}
-			if !yield(m, nil) {
+				yield(sdk.Machine{}, err)
 				return
 			}
 		}
 	}
+}
+
+// lookedAtOnce is how many calls a listing has under way: libvirtd works on five of one client, and one is left for others.
+const lookedAtOnce = 4
+
+// lookAll looks at several machines at once. What is gone, or no machine yet, is nil.
+func (p *platform) lookAll(ctx context.Context, doms []libvirt.Domain) ([]*sdk.Machine, error) {
+	machines := make([]*sdk.Machine, len(doms))
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(lookedAtOnce)
+	for i, dom := range doms {
+		group.Go(func() error {
+			m, err := p.show(ctx, dom)
+			machines[i] = m
+			return err
+		})
+	}
+	return machines, group.Wait()
+}
+
+// show is a machine as Machines lists it; nil if it is gone, or no machine yet.
+func (p *platform) show(ctx context.Context, dom libvirt.Domain) (*sdk.Machine, error) {
+	m, d, err := p.look(ctx, dom)
+	switch {
+	case errors.Is(err, sdk.ErrNotFound), err == nil && d.Metadata.Draft != nil:
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("look at machine %s: %w", dom.Name, err)
+	}
+	return &m, nil
 }
 
 func (p *platform) domains(ctx context.Context) ([]libvirt.Domain, error) {
@@ -91,7 +122,7 @@ func (p *platform) unreachableReport(subject sdk.Subject, err error) (sdk.Report
 	return report, nil
 }
 
-var abilities = []sdk.Ability{sdk.AbilitySource, sdk.AbilityChangeTracker, sdk.AbilityTarget, sdk.AbilityPower}
+var abilities = []sdk.Ability{sdk.AbilitySource, sdk.AbilityChangeTracker, sdk.AbilityTarget, sdk.AbilityPower, sdk.AbilityWatcher}
 
 func (p *platform) probeEndpoint(ctx context.Context) (sdk.Report, error) {
 	library, err := ask(ctx, p.control, (*libvirt.Libvirt).ConnectGetLibVersion)

@@ -48,7 +48,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-func testSite(t *testing.T) *site.Site {
+func testSite(t testing.TB) *site.Site {
 	t.Helper()
 	testenv.Need(t, site.Tools...)
 	testenv.Need(t, guest.Tools...)

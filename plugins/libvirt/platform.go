@@ -65,6 +65,8 @@ type platform struct {
 	// whileFrozen is called between freeze and thaw. Tests stop here.
 	whileFrozen func()
 
+	poolDirs poolDirs
+
 	mu     sync.Mutex // guards what follows
 	locks  map[string]*sync.Mutex
 	guards map[string]*guard // that this process started, by checkpoint
@@ -76,6 +78,7 @@ var (
 	_ sdk.ChangeTracker = (*platform)(nil)
 	_ sdk.Target        = (*platform)(nil)
 	_ sdk.Power         = (*platform)(nil)
+	_ sdk.Watcher       = (*platform)(nil)
 )
 
 // open makes a platform. It does not connect: an endpoint that is away is what Probe reports.
