@@ -52,10 +52,9 @@ func Attach(ctx context.Context, at Attachment, l Launch) (*Process, error) {
 		_ = at.Log.Close()
 		return nil, fmt.Errorf("attach to plugin %s: %w", at.Plugin, err)
 	}
+	lines := &logLines{log: log, secrets: secrets, level: slog.LevelWarn, keep: l.Lines}
 	var logging sync.WaitGroup
-	logging.Go(func() {
-		_, _ = io.Copy(&logLines{log: log, secrets: secrets, level: slog.LevelWarn, keep: l.Lines}, at.Log)
-	})
+	logging.Go(func() { _, _ = io.Copy(lines, at.Log) })
 	logged := func() { // the last lines of an ended process are waited for
 		late := time.AfterFunc(drainLimit, func() { _ = at.Log.Close() })
 		logging.Wait()
