@@ -42,14 +42,20 @@ func pluginListCommand(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return list(a, plugins,
+			err = list(a, plugins,
 				column[agent.PluginStatus]{title: "plugin", value: func(p agent.PluginStatus) string { return p.Name }},
 				column[agent.PluginStatus]{title: "enabled", value: func(p agent.PluginStatus) string { return yesNo(p.Enabled) }},
 				column[agent.PluginStatus]{title: "version", value: func(p agent.PluginStatus) string { return p.Version }},
-				column[agent.PluginStatus]{title: "state", value: stateText},
+				column[agent.PluginStatus]{title: "state", value: stateWord},
 				column[agent.PluginStatus]{title: "processes", right: true, value: processesText},
 				column[agent.PluginStatus]{title: "abilities", value: abilitiesText},
 				column[agent.PluginStatus]{title: "program", value: func(p agent.PluginStatus) string { return p.Path }})
+			for _, p := range plugins {
+				if p.Running != nil && quarantineOf(p) != nil {
+					a.say("\n%s: %s", p.Name, stateText(p))
+				}
+			}
+			return err
 		},
 	}
 }
@@ -60,6 +66,14 @@ func abilitiesText(p agent.PluginStatus) string {
 		words[i] = string(ability)
 	}
 	return strings.Join(words, ", ")
+}
+
+// stateWord is the worst of a plugin's states.
+func stateWord(p agent.PluginStatus) string {
+	if p.Running == nil {
+		return ""
+	}
+	return string(p.Running.State)
 }
 
 // stateText is the worst of a plugin's states, with the reason of a quarantine.

@@ -78,7 +78,11 @@ func (a *Agent) EnablePlugin(ctx context.Context, name string, policy *host.Plug
 // ReloadPlugin changes an enabled plugin to its program as it is now. Jobs that
 // run go on; see host.Host.Reload.
 func (a *Agent) ReloadPlugin(ctx context.Context, r host.ReloadRequest) (host.Reloaded, error) {
-	return a.Plugins.Reload(a.origin(ctx, "plugin reload"), r)
+	done, err := a.Plugins.Reload(a.origin(ctx, "plugin reload"), r)
+	if err != nil && sdk.CodeOf(err) == sdk.CodeUnknown && ctx.Err() == nil {
+		return done, &RefusedError{Reason: err.Error(), Next: "see what it says: holdfast plugin logs " + r.Plugin}
+	}
+	return done, err
 }
 
 // PluginLogs are the lines that are kept of an enabled plugin's log.

@@ -16,6 +16,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -118,7 +119,11 @@ func (p *plugins) Find() ([]host.Found, error) {
 	return []host.Found{{Plugin: "sim", Path: "/usr/lib/holdfast/holdfast-plugin-sim"}}, nil
 }
 
-func (p *plugins) EnableAs(_ context.Context, name string, _ *host.PluginPolicy) (host.Enabled, error) {
+func (p *plugins) EnableAs(ctx context.Context, name string, policy *host.PluginPolicy) (host.Enabled, error) {
+	if name == "sim" && policy != nil {
+		e := host.Enabled{Plugin: name, Arch: runtime.GOARCH, Path: "/p", SHA256: "ab", Version: "1", Description: json.RawMessage("{}"), Policy: *policy}
+		return e, p.hosts.PutPlugin(ctx, e)
+	}
 	return host.Enabled{}, sdk.Errorf(sdk.ErrNotFound, sdk.FaultHost, "there is no program holdfast-plugin-%s", name)
 }
 
@@ -313,6 +318,55 @@ func TestSiteEndpointsShowNoSecret(t *testing.T) {
 	}
 	if status, _ := s.call("POST", "/v1/site/plugins", map[string]string{"name": "nothing"}, nil); status != http.StatusNotFound {
 		t.Errorf("a plugin that is not installed: %d, want 404", status)
+	}
+}
+
+func TestSitePluginReloadLogsAndMetrics(t *testing.T) {
+	s := newSite(t)
+	s.ready()
+	s.do("POST", "/v1/site/plugins", map[string]any{"name": "sim", "policy": map[string]any{"user": "backup", "memory_bytes": -1}}, nil)
+	var p agent.PluginStatus
+	s.do("GET", "/v1/site/plugins/sim", nil, &p)
+	if p.Running == nil || p.Running.State != host.StateIdle || p.Policy == nil || p.Policy.User != "backup" || p.Policy.MemoryBytes != -1 {
+		t.Errorf("plugin %+v", p)
+	}
+	var done host.Reloaded
+	s.do("POST", "/v1/site/plugins/sim/reload", map[string]any{"drain_seconds": 90}, &done)
+	if done.From != "1" || done.To != "2" || len(done.Drains) != 1 || done.Drains[0] != "1m30s" {
+		t.Errorf("reloaded %+v", done)
+	}
+	if status, _ := s.call("POST", "/v1/site/plugins/sim/reload", map[string]any{"drain_seconds": 604801}, nil); status != http.StatusUnprocessableEntity {
+		t.Errorf("a drain of more than a week: %d, want 422", status)
+	}
+	var lines []host.LogLine
+	s.do("GET", "/v1/site/plugins/sim/logs?after=1", nil, &lines)
+	if len(lines) != 1 || lines[0].Message != "second" {
+		t.Errorf("lines %+v", lines)
+	}
+	for path, want := range map[string]string{
+		"/v1/site/plugins/sim/logs/events": "event: line\ndata: {\"sequence\":1",
+		"/v1/site/metrics":                 "holdfast_plugin_starts_total{plugin=\"sim\"} 1\n",
+	} {
+		r, err := s.client.Get("http://agent" + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(r.Body)
+		_ = r.Body.Close()
+		if err != nil || r.StatusCode != http.StatusOK || !strings.Contains(string(text), want) {
+			t.Errorf("%s: %d %v\n%s\nwant %q", path, r.StatusCode, err, text, want)
+		}
+		if path == "/v1/site/metrics" && !strings.HasPrefix(r.Header.Get("Content-Type"), "text/plain; version=0.0.4") {
+			t.Errorf("metrics are of type %q", r.Header.Get("Content-Type"))
+		}
+	}
+	for _, path := range []string{"/logs", "/logs/events"} {
+		if status, _ := s.call("GET", "/v1/site/plugins/none"+path, nil, nil); status != http.StatusNotFound {
+			t.Errorf("%s of a plugin that is not enabled: %d, want 404", path, status)
+		}
+	}
+	if status, _ := s.call("POST", "/v1/site/plugins/none/reload", map[string]any{}, nil); status != http.StatusNotFound {
+		t.Errorf("reload of a plugin that is not enabled: %d, want 404", status)
 	}
 }
 

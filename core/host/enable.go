@@ -152,6 +152,14 @@ func (h *Host) changedProgram(name string) *Quarantine {
 	return h.changed[name]
 }
 
+// reasonOf is the text of an error without its kind, to be part of another.
+func reasonOf(err error) string {
+	if e, ok := errors.AsType[*sdk.Error](err); ok && e.Message != "" {
+		return e.Message
+	}
+	return err.Error()
+}
+
 // programChanged puts a plugin into quarantine, unless it was enabled again in
 // the meantime.
 func (h *Host) programChanged(e Endpoint, err error) {
@@ -159,7 +167,7 @@ func (h *Host) programChanged(e Endpoint, err error) {
 	if sum, e := plugin.Checksum(enabled.Path); lookup == nil && e == nil && strings.EqualFold(sum, enabled.SHA256) {
 		return
 	}
-	q := &Quarantine{Cause: CauseChanged, Reason: err.Error(), Since: h.now()}
+	q := &Quarantine{Cause: CauseChanged, Reason: reasonOf(err), Since: h.now()}
 	h.mutex.Lock()
 	known := h.changed[e.Plugin] != nil
 	h.changed[e.Plugin] = q

@@ -92,7 +92,7 @@ func (l *life) judge(method string, err error) {
 		l.silences.Store(0)
 		h.meter(l.slot.endpoint.Plugin).count(func(m *PluginMetrics) { m.Breaches++ })
 		h.note(slog.LevelWarn, l.slot.endpoint, "the plugin broke the contract", slog.String("call", method), slog.Any("err", err))
-		if l.slot.breaker.breach(h.now(), err.Error()) {
+		if l.slot.breaker.breach(h.now(), reasonOf(err)) {
 			h.note(slog.LevelError, l.slot.endpoint, "the plugin is in quarantine at this endpoint: its answers break the contract",
 				slog.String("next", "holdfast plugin enable "+l.slot.endpoint.Plugin))
 			l.end("its answers break the contract")

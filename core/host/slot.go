@@ -211,11 +211,11 @@ func (s *slot) failed(err error) {
 		h.programChanged(s.endpoint, err)
 		return
 	case lied, trouble == plugin.TroubleBreach:
-		s.breaker.forbid(now, CauseContract, err.Error())
+		s.breaker.forbid(now, CauseContract, reasonOf(err))
 		h.note(slog.LevelError, s.endpoint, "the plugin is in quarantine at this endpoint: it is not what it should be", slog.Any("err", err))
 		return
 	case trouble == plugin.TroubleDeath, trouble == plugin.TroubleSilence:
-		s.breaker.died(now, err.Error())
+		s.breaker.died(now, reasonOf(err))
 	default:
 		s.breaker.refused(now)
 	}
