@@ -42,7 +42,16 @@
 //
 // The process gets nothing of the host's environment. Its PATH is that of the
 // system's programs, its TMPDIR the directory of the sockets, which has mode
-// 0700 and is removed after it, and its working directory is the root.
+// 0700 and is removed after it, and its working directory is the root. On
+// Linux it gains no privileges by the programs that it starts, leaves no core
+// file, has the limits of the Launch, and, if its host is root, may be another
+// user than its host: an author whose plugin needs the host's says HostUser.
+// What it starts ends with it; an author whose plugin leaves a process behind
+// on purpose says Guards.
+//
+// A host may send labels with a call, such as the tenant and the run: gRPC
+// metadata holdfast-label-NAME, which Log adds to each line. No plugin has to
+// read them.
 //
 // PROTOCOL.md says all of this exactly, for programs in other languages.
 //
@@ -55,7 +64,8 @@
 // and disks never need a line of network code.
 //
 // To hosts: no call lasts longer than sdk.CallLimit; errors are those of
-// package sdk on both sides; everything that a plugin answers is bounded and
-// checked; settings that are marked secret appear in no log and no error; the
+// package sdk on both sides, and TroubleOf tells what they say about the
+// program; everything that a plugin answers is bounded and checked, and what it
+// logs is bounded; settings that are marked secret appear in no log and no error; the
 // process ends with its host, however that ends.
 package plugin
