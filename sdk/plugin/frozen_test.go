@@ -31,6 +31,9 @@ type startDir func(settings json.RawMessage) (sdk.Platform, error)
 
 // conforms runs the suite on a plugin that drives a simulated hypervisor.
 func conforms(t *testing.T, start startDir) {
+	if testing.Short() {
+		t.Skip("the whole suite: not in -short")
+	}
 	conformance.Run(t, func(t *testing.T) conformance.Fixture {
 		dir := t.TempDir()
 		hv, err := sim.Open(dir)
