@@ -234,7 +234,7 @@ func TestDisksThatCannotTrack(t *testing.T) {
 		devices += fmt.Sprintf(`<disk type='block' device='disk'><driver name='qemu' type='raw'/><source dev='%s'/><target dev='vde' bus='virtio'/></disk>`, lv)
 		kinds = append(kinds, point.KindCompare)
 	} else {
-		t.Logf("no logical volume: %v; the loop device goes the same way", err)
+		t.Run("logical volume", func(t *testing.T) { t.Skipf("%v; the loop device goes the same way", err) })
 	}
 	c.edit(func(text string) string { return strings.Replace(text, "<disk ", devices+"<disk ", 1) })
 	switchOn(t, s, g)

@@ -23,8 +23,10 @@ import (
 // the guest's write, so the guard ends the backup before.
 
 const (
-	scratchPause = 500 * time.Millisecond // between two looks at the scratch files
-	scratchHaste = 100 * time.Millisecond // when half of the limit is used
+	scratchPause = 500 * time.Millisecond // the longest between two looks at the scratch files
+	scratchHaste = 50 * time.Millisecond  // the shortest
+	// fastestGuest is what no guest writes in a second: the next look is not later than it could fill what room there is.
+	fastestGuest = 2 << 30
 	// scratchReserve is the least room that a backup leaves where its scratch files lie, if there was four times as much.
 	scratchReserve = 256 << 20
 )
@@ -116,10 +118,15 @@ func (u scratchUse) reason(limit scratchLimit) string {
 }
 
 func (u scratchUse) pause(limit scratchLimit) time.Duration {
-	if limit.Bytes > 0 && u.bytes >= limit.Bytes/2 || u.free >= 0 && u.free < 2*limit.Free {
-		return scratchHaste
+	room := int64(fastestGuest)
+	if limit.Bytes > 0 {
+		room = min(room, limit.Bytes-u.bytes)
 	}
-	return scratchPause
+	if u.free >= 0 {
+		room = min(room, u.free-limit.Free)
+	}
+	wait := time.Duration(float64(max(room, 0)) / fastestGuest * float64(time.Second))
+	return min(max(wait, scratchHaste), scratchPause)
 }
 
 // breakOff ends a backup for the guest's sake, and writes on the machine why, for whoever finds its disks gone.

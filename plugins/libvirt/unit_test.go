@@ -156,14 +156,16 @@ func TestSizes(t *testing.T) {
 }
 
 func TestScratchBounds(t *testing.T) {
-	limit := scratchLimit{Bytes: 100, Free: 50}
+	const gib = 1 << 30
+	limit := scratchLimit{Bytes: 10 * gib, Free: gib}
 	for use, want := range map[scratchUse]struct {
 		broken bool
 		pause  time.Duration
 	}{
-		{bytes: 10, free: -1}: {false, scratchPause}, {bytes: 50, free: -1}: {false, scratchHaste},
-		{bytes: 100, free: 1000}: {true, scratchHaste}, {bytes: 0, free: 49}: {true, scratchHaste},
-		{bytes: 0, free: 99}: {false, scratchHaste}, {bytes: 0, free: 100}: {false, scratchPause},
+		{bytes: gib, free: -1}: {false, scratchPause}, {bytes: 10*gib - 1, free: -1}: {false, scratchHaste},
+		{bytes: 10*gib - gib/2, free: -1}: {false, scratchPause / 2}, {bytes: 0, free: gib + gib/2}: {false, scratchPause / 2},
+		{bytes: 10 * gib, free: 100 * gib}: {true, scratchHaste}, {bytes: 0, free: gib - 1}: {true, scratchHaste},
+		{bytes: 0, free: 100 * gib}: {false, scratchPause},
 	} {
 		if got := use.broken(limit); got != want.broken || use.pause(limit) != want.pause {
 			t.Errorf("%+v: broken %v, next look after %v", use, got, use.pause(limit))
