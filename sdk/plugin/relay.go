@@ -3,6 +3,7 @@ package plugin
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -196,7 +197,7 @@ func (r *Relay) forward(_ any, in grpc.ServerStream) error {
 		return err
 	}
 	// The stream's own error comes with the answer.
-	if err := out.SendMsg(&request); err != nil && err != io.EOF {
+	if err := out.SendMsg(&request); err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
 	if err := out.CloseSend(); err != nil {
@@ -205,7 +206,7 @@ func (r *Relay) forward(_ any, in grpc.ServerStream) error {
 	for {
 		var answer message
 		switch err := out.RecvMsg(&answer); {
-		case err == io.EOF:
+		case errors.Is(err, io.EOF):
 			in.SetTrailer(out.Trailer())
 			r.closed(method, request)
 			return nil
