@@ -199,8 +199,9 @@ func (a *app) showNewPlugin(p draftPlugin) error {
 	a.say("plugin %s is in %s: fill in plugin.go, and keep this going", p.Name, p.dir)
 	a.say("\n  cd %s\n  make", p.dir)
 	if p.Require == "" {
-		a.say("\nThis program is no release (%s), so make takes the newest release of %s.\nTo build with a checkout: --replace DIRECTORY", versionText(), sdkModule)
+		a.say("\nThis program is no release (%s), so make takes the newest release of %s.\n"+
+			"To build with a checkout instead: go mod edit -replace %s=DIRECTORY", versionText(), sdkModule, sdkModule)
 	}
-	a.say("\nThe way from here to a plugin that others rely on: sdk/README.md")
+	a.say("\nThe way from here to a plugin that others rely on: sdk/README.md in Holdfast's repository")
 	return nil
 }

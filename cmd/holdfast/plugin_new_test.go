@@ -187,7 +187,7 @@ func TestNewPluginFiles(t *testing.T) {
 		if got := strings.Contains(mod, "\nrequire "+sdkModule+" "+want+"\n"); got != (want != "") {
 			t.Errorf("version %q: go.mod is\n%s", v, mod)
 		}
-		if strings.Contains(out, "--replace") != (want == "") {
+		if strings.Contains(out, "-replace") != (want == "") {
 			t.Errorf("version %q: it says\n%s", v, out)
 		}
 	}
