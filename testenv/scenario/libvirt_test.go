@@ -1,12 +1,16 @@
 package scenario
 
 import (
+	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -213,4 +217,103 @@ func TestLostBitmapMeansCompareAndIsSaid(t *testing.T) {
 	}
 	deadline := time.Now().Add(time.Minute)
 	l.must(l.Agent.Stop(time.Until(deadline)))
+}
+
+// processes are the process ids of this machine with their parents, and the
+// arguments with which each was started.
+func processes(t *testing.T) (parents map[int]int, arguments map[int][]string) {
+	t.Helper()
+	parents, arguments = make(map[int]int), make(map[int][]string)
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range dirs {
+		stat, err1 := os.ReadFile(filepath.Join(dir, "stat"))
+		line, err2 := os.ReadFile(filepath.Join(dir, "cmdline"))
+		pid, err3 := strconv.Atoi(filepath.Base(dir))
+		if err1 != nil || err2 != nil || err3 != nil {
+			continue // it has ended
+		}
+		fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+		parents[pid], _ = strconv.Atoi(fields[1])
+		arguments[pid] = strings.Split(strings.TrimRight(string(line), "\x00"), "\x00")
+	}
+	return parents, arguments
+}
+
+// guards are the processes that watch over the snapshots of this site.
+func (l *lab) guards() map[int]bool {
+	l.t.Helper()
+	_, arguments := processes(l.t)
+	found := make(map[int]bool)
+	for pid, args := range arguments {
+		program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+		if err == nil && len(args) > 1 && args[1] == "guard" && strings.HasPrefix(program, l.Bin) {
+			found[pid] = true
+		}
+	}
+	return found
+}
+
+// killTree kills the agent and everything that it started.
+func (l *lab) killTree() {
+	l.t.Helper()
+	parents, _ := processes(l.t)
+	for pid := range parents {
+		for above := pid; above > 1; above = parents[above] {
+			if above == l.Agent.PID() {
+				_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended
+				break
+			}
+		}
+	}
+	l.Agent.Kill()
+}
+
+// The agent and everything below it is killed at several moments around the
+// freeze: the guest takes writes again at once, and the run is finished.
+func TestAgentKilledAroundTheFreeze(t *testing.T) {
+	s, g := remoteSite(t)
+	l := newRemoteLab(t, s)
+	before, err := g.Leftovers(t.Context())
+	l.must(err)
+	l.do("job", "create", "nightly", "--endpoint", "host", "--repository", "backups", "--machine", "web")
+	l.backup("nightly")
+	l.console(g, "counter on")
+	for _, later := range []time.Duration{0, 30 * time.Millisecond, 90 * time.Millisecond, 270 * time.Millisecond} {
+		known := l.guards()
+		var started run
+		l.must(l.JSON(t.Context(), &started, "job", "run", "nightly", "--no-wait"))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		l.must(stack.Until(ctx, "a guard to be posted", func() (bool, error) {
+			for pid := range l.guards() {
+				if !known[pid] {
+					return true, nil
+				}
+			}
+			return false, nil
+		}))
+		cancel()
+		<-time.After(later) // the moment of the crash, not a wait for something
+		l.killTree()
+		ctx, cancel = context.WithTimeout(t.Context(), 10*time.Second)
+		if _, err := g.Run(ctx, "echo alive >/data/alive && sync"); err != nil {
+			t.Errorf("killed %v after the guard was there: %v", later, err)
+		}
+		cancel()
+		l.must(l.StartAgent(t.Context()))
+		if ended := l.waitRun(started.ID); ended.State != "succeeded" || ended.Machines[0].Kind != "incremental" {
+			t.Errorf("killed %v after the guard was there: the run ended as %+v", later, ended)
+		}
+	}
+	l.console(g, "counter off")
+	if last := l.backup("nightly").Machines[0]; last.Kind != "incremental" {
+		t.Errorf("the run after all that: %+v", last)
+	}
+	after, err := g.Leftovers(t.Context())
+	l.must(err)
+	if marks, others := ours(after); !slices.Equal(others, before) || len(marks) != 3 {
+		t.Errorf("left at the hypervisor: %v besides the marks %v; before: %v", others, marks, before)
+	}
 }
