@@ -618,7 +618,7 @@ func stoppedWriter(c *checker) {
 	go func() { late <- write(2 * grain) }()
 	c.must("wait for the write to arrive", c.pause(arrival))
 	c.must("wake the process", process.Resume())
-	<-early
+	_ = <-early // it counts by what the disk holds
 	if err := <-late; err == nil {
 		c.errorf("a process that woke up after a newer claim took over wrote")
 	}

@@ -35,7 +35,7 @@ func (c *checker) watch() (changes <-chan told, stop func()) {
 		defer close(items)
 		defer func() {
 			if p := recover(); p != nil {
-				items <- told{err: fmt.Errorf("Watch panicked: %v\n%s", p, debug.Stack())}
+				items <- told{err: fmt.Errorf("the watch panicked: %v\n%s", p, debug.Stack())}
 			}
 		}()
 		for change, err := range watcher.Watch(ctx) {
