@@ -122,14 +122,7 @@ func (a *app) serveSite(ctx context.Context, config siteConfig, log *slog.Logger
 	})
 	g.Go(func() error { return s.agent.Serve(running) })
 	if s.hub != nil {
-		workers, err := net.Listen("tcp", config.Workers.Listen)
-		if err != nil {
-			end()
-			_ = server.Close()
-			return errors.Join(withHint(fmt.Errorf("listen for workers: %w", err), "choose another address with --workers-listen"), listener.Close())
-		}
-		log.InfoContext(ctx, "workers may connect", "address", workers.Addr().String(), "fingerprint", s.hub.Fingerprint().String())
-		g.Go(func() error { return s.hub.Serve(running, workers) })
+		g.Go(func() error { return s.hub.serve(running, config.Workers.Listen, log) })
 	}
 	log.InfoContext(ctx, "agent serves", "site", config.Name, "data", config.Data, "socket", a.socketPath(), "version", versionText())
 	err = g.Wait()

@@ -45,7 +45,7 @@ type siteConfig struct {
 // site is an agent that was constructed, with what has to be closed after it.
 type site struct {
 	agent  *agent.Agent
-	hub    *worker.Hub // nil: no workers connect
+	hub    *hub // nil: no workers connect
 	closes []func() error
 }
 
@@ -84,6 +84,7 @@ func openSite(ctx context.Context, c siteConfig, log *slog.Logger) (_ *site, err
 		if s.hub, err = openHub(ctx, db, key, c, log); err != nil {
 			return nil, err
 		}
+		s.closes = append(s.closes, s.hub.close) // after the plugins, which are ended through it
 	}
 	options.Starter = agent.OnWorkers(s.workers())
 	plugins, err := host.New(db.Hosts(key), options)
@@ -102,8 +103,17 @@ func openSite(ctx context.Context, c siteConfig, log *slog.Logger) (_ *site, err
 	return s, nil
 }
 
+// hub is where workers connect. It serves longer than the agent's other parts:
+// what stops there in good order may need its plugins for that.
+type hub struct {
+	*worker.Hub
+	serving context.Context
+	stop    context.CancelFunc
+	ended   chan struct{} // nil: it never served
+}
+
 // openHub makes where workers connect. Its authority is made at the first time.
-func openHub(ctx context.Context, db *state.DB, key *secret.Key, c siteConfig, log *slog.Logger) (*worker.Hub, error) {
+func openHub(ctx context.Context, db *state.DB, key *secret.Key, c siteConfig, log *slog.Logger) (*hub, error) {
 	if _, _, err := net.SplitHostPort(c.Workers.Listen); err != nil {
 		return nil, withHint(fmt.Errorf("listen for workers: %w", err), "want ADDRESS:PORT, such as :%s", worker.DefaultPort)
 	}
@@ -112,7 +122,43 @@ func openHub(ctx context.Context, db *state.DB, key *secret.Key, c siteConfig, l
 		return nil, err
 	}
 	at, _, _ := net.SplitHostPort(c.Workers.Address) // without a port it names nobody, which a pin allows
-	return worker.NewHub(ctx, worker.HubOptions{Store: db.Workers(), Authority: authority, Names: []string{at}, Log: log})
+	h := &hub{}
+	if h.Hub, err = worker.NewHub(ctx, worker.HubOptions{Store: db.Workers(), Authority: authority, Names: []string{at}, Log: log}); err != nil {
+		return nil, err
+	}
+	h.serving, h.stop = context.WithCancel(context.WithoutCancel(ctx))
+	return h, nil
+}
+
+// serve listens for workers, and returns when ctx ends; they stay connected
+// until close.
+func (h *hub) serve(ctx context.Context, address string, log *slog.Logger) error {
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		return withHint(fmt.Errorf("listen for workers: %w", err), "choose another address with --workers-listen")
+	}
+	log.InfoContext(ctx, "workers may connect", "address", listener.Addr().String(), "fingerprint", h.Fingerprint().String())
+	h.ended = make(chan struct{})
+	failed := make(chan error, 1)
+	go func() {
+		defer close(h.ended)
+		failed <- h.Serve(h.serving, listener)
+	}()
+	select {
+	case err := <-failed:
+		return err
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+// close cuts off the workers and waits until they are.
+func (h *hub) close() error {
+	h.stop()
+	if h.ended != nil {
+		<-h.ended
+	}
+	return nil
 }
 
 // workers is the hub, or nil and no interface that holds one.
@@ -120,7 +166,7 @@ func (s *site) workers() agent.Workers {
 	if s.hub == nil {
 		return nil
 	}
-	return s.hub
+	return s.hub.Hub
 }
 
 // close ends everything, the newest first.

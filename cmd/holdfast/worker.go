@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"path/filepath"
 	"strconv"
 	"time"
@@ -11,8 +12,10 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast-dr/holdfast/core/agent"
+	"github.com/holdfast-dr/holdfast/core/gateway"
 	"github.com/holdfast-dr/holdfast/core/pki"
 	"github.com/holdfast-dr/holdfast/core/worker"
+	"github.com/holdfast-dr/holdfast/sdk"
 )
 
 func workerCommand(a *app) *cobra.Command {
@@ -94,7 +97,7 @@ command with the same token is safe if an answer was lost. A worker that runs ta
 			}
 			id, err := worker.Enrol(cmd.Context(), e)
 			if err != nil {
-				return err
+				return workerProblem(err)
 			}
 			shown := connectedWorker{Worker: id.Name, ID: id.ID, Address: id.Address, Fingerprint: id.Fingerprint}
 			if err := show(a, shown, field{"worker", id.Name}, field{"agent", id.Address}, field{"verified by", verifiedBy(id.Fingerprint)}); err != nil {
@@ -110,6 +113,23 @@ command with the same token is safe if an answer was lost. A worker that runs ta
 	flags.StringVar(&e.Dir, "data", "", "data directory (default "+a.dataDir("worker")+")")
 	_ = cmd.MarkFlagRequired("fingerprint")
 	return cmd
+}
+
+// workerProblem is an error of the worker's end as this program's others are:
+// with a hint, and an exit code that tells refusals from failures.
+func workerProblem(err error) error {
+	e, ok := errors.AsType[*sdk.Error](err)
+	if !ok {
+		return err
+	}
+	status, code := http.StatusConflict, gateway.CodeConflict
+	switch {
+	case errors.Is(e, sdk.ErrDenied):
+		status, code = http.StatusForbidden, gateway.CodeDenied
+	case errors.Is(e, sdk.ErrUnavailable), errors.Is(e, sdk.ErrBusy):
+		status, code = http.StatusServiceUnavailable, gateway.CodeUnavailable
+	}
+	return gateway.NewProblem(status, code, e.Message).WithHint(e.Hint)
 }
 
 // connectedWorker is a worker's identity without its key.
@@ -161,11 +181,11 @@ Keys of the file:
 				return err
 			}
 			if _, err := worker.Load(config.Data); err != nil {
-				return err
+				return workerProblem(err)
 			}
 			w, err := worker.New(worker.Options{Dir: config.Data, Plugins: config.Plugins, Version: versionText(), Log: log})
 			if err != nil {
-				return err
+				return workerProblem(err)
 			}
 			defer func() { err = errors.Join(err, w.Close()) }()
 			log.InfoContext(cmd.Context(), "worker serves", "data", config.Data, "version", versionText())

@@ -141,7 +141,11 @@ func (w *Worker) Serve(ctx context.Context) error {
 		}
 		// Many workers of one agent do not come back in step.
 		next := wait/2 + rand.N(wait/2+1)
-		w.log.Warn("not connected to the agent", "err", err, "hint", sdk.HintOf(err), "again in", next.Round(time.Millisecond))
+		log := w.log
+		if hint := sdk.HintOf(err); hint != "" {
+			log = log.With("hint", hint)
+		}
+		log.Warn("not connected to the agent", "err", err, "again in", next.Round(time.Millisecond))
 		if !pause(ctx, next) {
 			return nil
 		}
