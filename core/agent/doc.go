@@ -14,6 +14,7 @@
 //   - Keys (keys.go, kit.go): the keyring, its wraps, the recovery kit. A keyring
 //     is not accepted into use until its kit was written, or declined by name.
 //   - Jobs and runs (job.go, run.go): which machines, when, how long to keep.
+//   - Workers (worker.go): other machines that run plugins for the site.
 //   - Restores (restore.go): a machine to an endpoint, a disk to a file.
 //   - The API on the agent's unix socket (api.go): the operations above, in the
 //     same OpenAPI document as the provider's.

@@ -22,6 +22,11 @@
 // about the path. So there are no windows of our own to choose, and the buffers
 // of the sockets are left alone, for setting them turns that off.
 //
+// A disk is read at 2.2 GB/s from a plugin here, and at 0.6 to 0.7 GB/s through
+// a worker, with both ends and the plugin on the same two cores, which encrypt
+// and decrypt every byte; the mover hashes and compresses less than half of that
+// there. A small call takes 0.4 ms. BenchmarkDisk and BenchmarkCall measure it.
+//
 // # Trust
 //
 // The agent has a certificate authority for its workers; its key is sealed in
@@ -36,7 +41,9 @@
 // worker's architecture. Settings, which hold credentials, pass through the
 // worker in memory, unread; they are on none of its disks and in none of its
 // logs. The worker dials no address but those of disks that a plugin which it
-// runs has opened itself.
+// runs has opened itself. The limits of a plugin's policy hold on a worker as at
+// the agent; its processes are of the worker's own user, so that is chosen by
+// whom the worker is run as.
 //
 // # Losing each other
 //
@@ -49,6 +56,9 @@
 // ended, politely, and after two seconds otherwise. So within Silence and those
 // two seconds nothing runs on a worker that its hub does not know of. What a
 // late process may still do, the epoch at the back-end decides, as always.
+//
+// At the agent, a lost worker counts against nobody's plugin: the next call tries
+// the endpoint's workers again, in their order.
 //
 // A process is never handed from one session to the next: a worker that comes
 // back has none.
