@@ -15,9 +15,13 @@ func machineCommand(a *app) *cobra.Command {
 }
 
 func machineListCommand(a *app) *cobra.Command {
-	return &cobra.Command{
+	var fresh bool
+	cmd := &cobra.Command{
 		Use:   "list [ENDPOINT]",
 		Short: "List the machines of an endpoint, or of all",
+		Long: `List the machines of an endpoint, or of all. The agent follows the changes that a hypervisor tells of, so this costs the
+hypervisor nothing. What it does not tell, such as that a disk grew under libvirt, is seen with the machine's next change
+or backup, or at once with --fresh.`,
 		Example: `  holdfast machine list
   holdfast machine list kvm1 -o json | jq -r '.[] | select(.jobs == null) | .name'   which no job covers`,
 		Args:              cobra.MaximumNArgs(1),
@@ -30,6 +34,9 @@ func machineListCommand(a *app) *cobra.Command {
 			params := client.SiteListMachinesParams{}
 			if len(args) > 0 {
 				params.Endpoint = &args[0]
+			}
+			if fresh {
+				params.Fresh = &fresh
 			}
 			machines, err := read[[]agent.MachineStatus](c.SiteListMachines(cmd.Context(), &params))
 			if err != nil {
@@ -46,6 +53,8 @@ func machineListCommand(a *app) *cobra.Command {
 				column[agent.MachineStatus]{title: "jobs", value: func(m agent.MachineStatus) string { return strings.Join(m.Jobs, ", ") }})
 		},
 	}
+	cmd.Flags().BoolVar(&fresh, "fresh", false, "ask the hypervisor now")
+	return cmd
 }
 
 func disksText(m agent.MachineStatus) string {

@@ -41,13 +41,17 @@ type Agent struct {
 
 	keyMu sync.Mutex // serialises changes of the keyrings
 
-	manifests manifestCache
+	manifests   manifestCache
+	inventories inventories
 
 	wireMu sync.Mutex // guards the fields below
 	wires  map[string]Wire
 
 	wakeOnce sync.Once
 	wakeUp   chan struct{}
+
+	endpointsOnce sync.Once
+	endpointsWake chan struct{}
 }
 
 // Plugins runs plugin processes; host.Host implements it.

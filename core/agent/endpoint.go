@@ -101,6 +101,7 @@ func (a *Agent) AddEndpoint(ctx context.Context, spec EndpointSpec) (EndpointSta
 	if err := a.Host.PutEndpoint(a.origin(ctx, "endpoint add"), e); err != nil {
 		return EndpointStatus{}, err
 	}
+	a.wakeWatches()
 	return endpointStatus(e), nil
 }
 
@@ -132,6 +133,7 @@ func (a *Agent) DeleteEndpoint(ctx context.Context, name string) error {
 			return &RefusedError{Reason: fmt.Sprintf("job %q backs up machines of endpoint %q", j.Name, e.Name), Next: "delete the job first: holdfast job delete " + j.Name}
 		}
 	}
+	defer a.wakeWatches()
 	return a.Plugins.Remove(a.origin(ctx, "endpoint delete"), e.ID)
 }
 
@@ -164,8 +166,10 @@ func (a *Agent) probe(ctx context.Context, e host.Endpoint) (ProbeResult, error)
 // maxMachines bounds one listing.
 const maxMachines = 100000
 
-// Machines lists the inventory of an endpoint, or of all.
-func (a *Agent) Machines(ctx context.Context, endpoint string) ([]MachineStatus, error) {
+// Machines lists the inventory of an endpoint, or of all: as the endpoint's
+// watch tells it where it does, and otherwise, or if fresh, as it is asked for
+// now.
+func (a *Agent) Machines(ctx context.Context, endpoint string, fresh bool) ([]MachineStatus, error) {
 	endpoints, err := a.Host.Endpoints(ctx)
 	if err != nil {
 		return nil, err
@@ -183,23 +187,36 @@ func (a *Agent) Machines(ctx context.Context, endpoint string) ([]MachineStatus,
 	}
 	machines := []MachineStatus{}
 	for _, e := range endpoints {
-		err := a.withPlatform(ctx, e, func(p sdk.Platform) error {
-			for m, err := range p.Machines(ctx) {
-				if err != nil {
-					return err
-				}
-				if len(machines) == maxMachines {
-					return fmt.Errorf("more than %d machines", maxMachines)
-				}
-				machines = append(machines, machineStatus(m, e, jobs))
+		has, watched := a.inventories.of(e.ID)
+		if fresh || !watched {
+			if has, err = a.listMachines(ctx, e); err != nil {
+				return nil, fmt.Errorf("list machines of endpoint %q: %w", e.Name, err)
 			}
-			return nil
-		})
-		if err != nil {
-			return nil, fmt.Errorf("list machines of endpoint %q: %w", e.Name, err)
+		}
+		if len(machines)+len(has) > maxMachines {
+			return nil, fmt.Errorf("more than %d machines: ask for those of one endpoint", maxMachines)
+		}
+		for _, m := range has {
+			machines = append(machines, machineStatus(m, e, jobs))
 		}
 	}
 	return machines, nil
+}
+
+// listMachines asks an endpoint for its machines.
+func (a *Agent) listMachines(ctx context.Context, e host.Endpoint) (machines []sdk.Machine, err error) {
+	err = a.withPlatform(ctx, e, func(p sdk.Platform) error {
+		for m, err := range p.Machines(ctx) {
+			if err != nil {
+				return err
+			}
+			if machines = append(machines, m); len(machines) > maxMachines {
+				return fmt.Errorf("more than %d machines", maxMachines)
+			}
+		}
+		return nil
+	})
+	return machines, err
 }
 
 func machineStatus(m sdk.Machine, e host.Endpoint, jobs []Job) MachineStatus {

@@ -28,8 +28,8 @@ const (
 	keepRuns = 400 * 24 * time.Hour
 )
 
-// Serve runs the site's loops until ctx ends: the runs, the schedule, and the
-// renewal of certificates. Runs that a former life of this agent left open are
+// Serve runs the site's loops until ctx ends: the runs, the schedule, the
+// renewal of certificates, and the watches of the endpoints' machines. Runs that a former life of this agent left open are
 // taken up at once.
 func (a *Agent) Serve(ctx context.Context) error {
 	holder := a.holder()
@@ -49,6 +49,7 @@ func (a *Agent) Serve(ctx context.Context) error {
 	g.Go(func() error { return runner.Run(ctx) })
 	g.Go(func() error { return a.schedule(ctx, runner.Wake) })
 	g.Go(func() error { return a.keepCertificates(ctx) })
+	g.Go(func() error { return a.watchInventories(ctx) })
 	return g.Wait()
 }
 

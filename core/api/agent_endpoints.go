@@ -15,6 +15,7 @@ type siteEndpointPath struct {
 
 type siteMachinesInput struct {
 	Endpoint string `query:"endpoint" maxLength:"128" doc:"Name or id; all endpoints if left out"`
+	Fresh    bool   `query:"fresh" doc:"Ask the hypervisor now, also where its changes are followed as they happen"`
 }
 
 func registerEndpoints(h huma.API, a *Agent) {
@@ -41,6 +42,6 @@ func registerEndpoints(h huma.API, a *Agent) {
 	addLocal(h, huma.Operation{OperationID: "site-list-machines", Method: http.MethodGet, Path: "/v1/site/machines",
 		Summary: "List the machines of an endpoint, or of all"},
 		func(ctx context.Context, in *siteMachinesInput) (*struct{ Body []agent.MachineStatus }, error) {
-			return siteList(a.Site.Machines(ctx, in.Endpoint))
+			return siteList(a.Site.Machines(ctx, in.Endpoint, in.Fresh))
 		})
 }

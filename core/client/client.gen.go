@@ -2049,6 +2049,9 @@ type ListRunsParams struct {
 type SiteListMachinesParams struct {
 	// Endpoint Name or id; all endpoints if left out
 	Endpoint *string `form:"endpoint,omitempty" json:"endpoint,omitempty"`
+
+	// Fresh Ask the hypervisor now, also where its changes are followed as they happen
+	Fresh *bool `form:"fresh,omitempty" json:"fresh,omitempty"`
 }
 
 // SiteListPluginLogsParams defines parameters for SiteListPluginLogs.
@@ -7363,6 +7366,18 @@ func NewSiteListMachinesRequest(server string, params *SiteListMachinesParams) (
 		if params.Endpoint != nil {
 
 			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "endpoint", *params.Endpoint, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Fresh != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "fresh", *params.Fresh, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
 				return nil, err
 			} else {
 				for _, qp := range strings.Split(queryFrag, "&") {

@@ -18,6 +18,7 @@ type Platform struct {
 	host     *Host
 	slot     atomic.Pointer[slot] // changes when a drain is over
 	released atomic.Bool
+	watching atomic.Bool // it was opened for a watch, which goes on
 }
 
 var (

@@ -201,7 +201,7 @@ func (h *Host) swap(trials []trial, r ReloadRequest) Reloaded {
 	return result
 }
 
-// exchange makes a slot drain, and reports whether it has users.
+// exchange makes a slot drain, and reports whether it has users other than watches.
 func (h *Host) exchange(t trial, now time.Time, drainFor time.Duration) bool {
 	h.mutex.Lock()
 	defer h.mutex.Unlock()
@@ -225,13 +225,14 @@ func (h *Host) exchange(t trial, now time.Time, drainFor time.Duration) bool {
 		t.after.abilities.Store(abilities)
 	}
 	s.withdraw()
+	busy := s.engaged() > 0 // watches end by themselves now
 	if len(s.users) == 0 {
 		h.end(s)
 		return false
 	}
 	s.drain = &drain{since: now, until: now.Add(max(drainFor, 0)), successor: t.after}
 	s.drain.timer = time.AfterFunc(max(drainFor, 0), func() { h.drained(s) })
-	return true
+	return busy
 }
 
 // drained moves the users that a slot still has to its successor, and ends its

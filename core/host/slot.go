@@ -52,6 +52,17 @@ func newSlot(h *Host, e Endpoint) *slot {
 	return s
 }
 
+// engaged is how many users do more than watch. It is called with host.mutex
+// held.
+func (s *slot) engaged() (n int) {
+	for p := range s.users {
+		if !p.watching.Load() {
+			n++
+		}
+	}
+	return n
+}
+
 // withdraw gives the slot no new users, and ends the watches of those it has:
 // they would keep it for ever. It is called with host.mutex held.
 func (s *slot) withdraw() {

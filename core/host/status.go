@@ -100,7 +100,7 @@ func (h *Host) Status(ctx context.Context, name string) (PluginHealth, error) {
 
 // state is called with host.mutex held.
 func (s *slot) state() EndpointState {
-	e := EndpointState{Endpoint: s.endpoint.Name, EndpointID: s.endpoint.ID, State: StateIdle, Users: len(s.users)}
+	e := EndpointState{Endpoint: s.endpoint.Name, EndpointID: s.endpoint.ID, State: StateIdle, Users: s.engaged()}
 	if l := s.current.Load(); l != nil {
 		s.breaker.lived(s.host.now().Sub(l.started))
 		e.State, e.Version, e.SHA256 = StateRunning, l.process.Describe().Version, l.program.SHA256
