@@ -3,7 +3,13 @@ package plugin_test
 import (
 	"bufio"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"os"
@@ -110,6 +116,56 @@ func TestEnvironmentIsNotPassedOn(t *testing.T) {
 	}
 	if strings.Contains(r.Product, "CANARY") || strings.Contains(r.Product, "HOME=") {
 		t.Errorf("the plugin sees %s", r.Product)
+	}
+}
+
+// TestOnlyItsHostMayCall reads which certificate a process trusts, and calls it
+// with another and with none.
+func TestOnlyItsHostMayCall(t *testing.T) {
+	p := start(t, launch(t, map[string]any{"dir": t.TempDir()}))
+	r, err := probe(p, "environment")
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode([]byte(r.Product[strings.Index(r.Product, "-----BEGIN"):]))
+	certificate, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if key, ok := certificate.PublicKey.(*ecdsa.PublicKey); !ok || key.Curve != elliptic.P256() {
+		t.Errorf("the host's key is a %T, want one of P-256, which every TLS library takes", certificate.PublicKey)
+	}
+	if strings.Contains(r.Product, "PRIVATE") {
+		t.Error("the process has a private key of its host")
+	}
+	_, dir, _ := strings.Cut(r.Product, "PLUGIN_UNIX_SOCKET_DIR=")
+	dir, _, _ = strings.Cut(dir, "\n")
+	sockets, err := filepath.Glob(filepath.Join(dir, "plugin*"))
+	if err != nil || len(sockets) != 1 {
+		t.Fatal(sockets, err)
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forged := *certificate // all but the key is the host's
+	forged.PublicKey = nil
+	der, err := x509.CreateCertificate(rand.Reader, &forged, &forged, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stranger := tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+	for name, certificates := range map[string][]tls.Certificate{"a stranger": {stranger}, "nobody": nil} {
+		conn, err := tls.Dial("unix", sockets[0], &tls.Config{
+			Certificates: certificates, InsecureSkipVerify: true, NextProtos: []string{"h2"}, MinVersion: tls.VersionTLS13,
+		})
+		if err == nil {
+			_, err = conn.Read(make([]byte, 1)) // where a client hears of its refusal
+			conn.Close()
+		}
+		if err == nil {
+			t.Errorf("%s was let in", name)
+		}
 	}
 }
 

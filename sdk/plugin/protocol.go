@@ -50,7 +50,7 @@ func serve(a Author, d Description) int {
 	log := pluginLog(os.Stderr)
 	slog.SetDefault(log)
 	dir := os.Getenv(goplugin.EnvUnixSocketDir)
-	if dir == "" || os.Getenv("PLUGIN_CLIENT_CERT") == "" {
+	if dir == "" || os.Getenv(clientCertificate) == "" {
 		log.Error("a host gives its plugin a directory and a certificate; this one did not")
 		return 1
 	}

@@ -3,6 +3,7 @@ package plugin
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -233,11 +234,12 @@ func (l Launch) output(log *slog.Logger, secrets *secretText) output {
 // newClient is go-plugin's side of a program; started is set when the program
 // is about to be started.
 func newClient(l Launch, file *os.File, plugins map[int]goplugin.PluginSet, out output, started *atomic.Pointer[program]) *goplugin.Client {
+	identity := &tls.Config{ServerName: "localhost", MinVersion: tls.VersionTLS13}
 	return goplugin.NewClient(&goplugin.ClientConfig{
 		HandshakeConfig:  handshake,
 		VersionedPlugins: plugins,
 		AllowedProtocols: []goplugin.Protocol{goplugin.ProtocolGRPC},
-		AutoMTLS:         true,
+		TLSConfig:        identity, // go-plugin adds the certificate of the process as its root
 		SkipHostEnv:      true,
 		StartTimeout:     startLimit,
 		Logger:           hclog.NewNullLogger(),
@@ -251,7 +253,13 @@ func newClient(l Launch, file *os.File, plugins map[int]goplugin.PluginSet, out 
 			if err := keep.give(dir); err != nil {
 				return nil, fmt.Errorf("give the plugin's user its directory: %w", err)
 			}
-			p := newProgram(l.Path, file, append(command.Env, "PATH="+searchPath, keep.cookie), keep)
+			certificate, pem, err := newIdentity()
+			if err != nil {
+				return nil, err
+			}
+			identity.Certificates = []tls.Certificate{certificate}
+			environment := append(command.Env, clientCertificate+"="+pem, "PATH="+searchPath, keep.cookie)
+			p := newProgram(l.Path, file, environment, keep)
 			p.dir = dir
 			started.Store(p)
 			return p, nil
