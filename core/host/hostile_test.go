@@ -378,7 +378,7 @@ func TestChildrenEndWithTheirPlugin(t *testing.T) {
 }
 
 func TestStubbornPluginsEnd(t *testing.T) {
-	for _, mode := range []string{"stubborn", "deaf"} {
+	for _, mode := range []string{"stubborn", "deaf", "stopped"} {
 		t.Run(mode, func(t *testing.T) {
 			s := newScene(t, "1.0.0", Options{}, PluginPolicy{})
 			p, release, err := s.Open(t.Context(), s.bad(mode, ""))
@@ -391,6 +391,11 @@ func TestStubbornPluginsEnd(t *testing.T) {
 			}
 			defer release()
 			n := p.(*Platform).slot.Load().current.Load().pid()
+			if mode == "stopped" { // it does not even hear that it is to end
+				if err := syscall.Kill(n, syscall.SIGSTOP); err != nil {
+					t.Fatal(err)
+				}
+			}
 			if err := s.Close(); err != nil {
 				t.Fatal(err)
 			}

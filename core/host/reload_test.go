@@ -85,6 +85,9 @@ func TestDrainMovesWhoStays(t *testing.T) {
 		t.Fatal(err)
 	}
 	until(t, "the end of the old version", func() bool { return ended(first) })
+	if list := states(t, s.Host, "bad"); len(list) != 1 || list[0].Version != "2.0.0" || list[0].Users != 1 {
+		t.Errorf("states before the next call: %+v", list)
+	}
 	if _, err := r.ReadAt(make([]byte, 512), 0); err == nil {
 		t.Error("a disk of the old version can be read")
 	}
