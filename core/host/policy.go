@@ -116,12 +116,12 @@ func (h *Host) launch(ctx context.Context, e Endpoint, other *Enabled) (plugin.L
 		Log:   h.log.With("endpoint", e.Name),
 		Lines: func(line plugin.Line) { h.keepLine(e, line) },
 	}
+	if len(e.Workers) > 0 {
+		return l, nil // a worker keeps it, and dials its disks
+	}
 	program := other
 	if program == nil {
 		enabled, err := h.enabled(ctx, e.Plugin, runtime.GOARCH)
-		if errors.Is(err, sdk.ErrNotFound) && len(e.Workers) > 0 {
-			return l, nil // the worker keeps it, by its own rules
-		}
 		if err != nil {
 			return l, err
 		}
