@@ -224,5 +224,8 @@ func resultText(e conformance.Entry) string {
 	case conformance.Broken:
 		return "BROKEN: " + strings.Join(e.Problems, "; ")
 	}
+	if len(e.Unchecked) > 0 {
+		return string(e.Result) + ", but not checked: " + strings.Join(e.Unchecked, "; ")
+	}
 	return string(e.Result)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -28,6 +29,9 @@ func Run(t *testing.T, open func(t *testing.T) Fixture) {
 			}
 			if len(r.Problems) > 0 {
 				t.Log("the rule: " + check.Rule)
+			}
+			for _, what := range r.Unchecked {
+				t.Log("not checked: " + what)
 			}
 			if r.Skipped != "" {
 				skipped = append(skipped, check.Name+": "+r.Skipped)
@@ -122,6 +126,13 @@ func (c *checker) offers(a sdk.Ability) bool {
 
 func (c *checker) errorf(format string, args ...any) {
 	c.result.Problems = append(c.result.Problems, fmt.Sprintf(format, args...))
+}
+
+// leaveOut notes what the check does not look at.
+func (c *checker) leaveOut(what string) {
+	if !slices.Contains(c.result.Unchecked, what) {
+		c.result.Unchecked = append(c.result.Unchecked, what)
+	}
 }
 
 func (c *checker) fatalf(format string, args ...any) {
@@ -283,6 +294,7 @@ func (c *checker) objects() []string {
 // leaves compares the objects with those of before.
 func (c *checker) leaves(before []string) {
 	if c.Objects == nil {
+		c.leaveOut("what is left at the back-end: the fixture cannot list its objects")
 		return
 	}
 	had := make(map[string]bool, len(before))

@@ -107,7 +107,10 @@ type Result struct {
 	Check    string
 	Skipped  string   // why it was not run, or ""
 	Problems []string // how the contract was broken; none is well
-	Took     time.Duration
+	// Unchecked is what the check left out because the fixture does not lend
+	// what it needs. It does not count as broken.
+	Unchecked []string
+	Took      time.Duration
 }
 
 // Checks lists every check, in the order in which they are run. The last few

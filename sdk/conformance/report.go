@@ -37,6 +37,7 @@ const ReportFormat = 1
 //	      "result": "kept",         or "broken", or "skipped"
 //	      "reason": "…",            why it was skipped, and only then
 //	      "problems": ["…"],        how the rule was broken, and only then
+//	      "unchecked": ["…"],       what was left out for want of a hook, if anything
 //	      "seconds": 0.012
 //	    }
 //	  ]
@@ -94,13 +95,14 @@ func (r Result) Outcome() Outcome {
 
 // Entry is one check in a Report.
 type Entry struct {
-	Check    string      `json:"check"`
-	Ability  sdk.Ability `json:"ability"`
-	Rule     string      `json:"rule"`
-	Result   Outcome     `json:"result"`
-	Reason   string      `json:"reason,omitempty"`
-	Problems []string    `json:"problems,omitempty"`
-	Seconds  float64     `json:"seconds"`
+	Check     string      `json:"check"`
+	Ability   sdk.Ability `json:"ability"`
+	Rule      string      `json:"rule"`
+	Result    Outcome     `json:"result"`
+	Reason    string      `json:"reason,omitempty"`
+	Problems  []string    `json:"problems,omitempty"`
+	Unchecked []string    `json:"unchecked,omitempty"`
+	Seconds   float64     `json:"seconds"`
 }
 
 // NewReport begins the report of a run on a system such as "linux/amd64".
@@ -130,6 +132,9 @@ func (r *Report) Add(result Result) {
 	case Skipped:
 		r.Counts.Skipped++
 		e.Reason = result.Skipped
+	}
+	if e.Result != Skipped {
+		e.Unchecked = result.Unchecked
 	}
 	r.Checks = append(r.Checks, e)
 	r.Seconds = milliseconds(r.Seconds + result.Took.Seconds())

@@ -23,6 +23,7 @@ func TestReportGolden(t *testing.T) {
 	r := conformance.NewReport(conformance.Subject{
 		Name: "mine", Version: "1.2.3", Protocol: 1, Abilities: []sdk.Ability{sdk.AbilitySource}, SHA256: strings.Repeat("0f", 32),
 	}, "linux/amd64", time.Date(2026, 1, 2, 16, 4, 5, 678, time.FixedZone("", 3600)))
+	r.Add(conformance.Result{Check: "target/abort-leaves-nothing", Unchecked: []string{"what is left"}})
 	r.Add(conformance.Result{Check: "platform/inventory", Took: 12345678 * time.Nanosecond})
 	r.Add(conformance.Result{Check: "source/reader", Problems: []string{"wrong \"bytes\"", "size <0>"}, Took: 2 * time.Second})
 	r.Add(conformance.Result{Check: "source/data-cut", Skipped: "the fixture has no wire between host and disks"})

@@ -148,12 +148,15 @@ func (c *checker) readBack(id sdk.MachineID, disk sdk.DiskID, n int64) ([]byte, 
 		c.must("read disk "+string(disk)+" of the new machine", c.Read(id, disk, 0, got))
 		return got, true
 	}
+	const unread = "the bytes of new machines: the fixture cannot read them, and no snapshot of them can be taken"
 	if !c.offers(sdk.AbilitySource) {
+		c.leaveOut(unread)
 		return nil, false
 	}
 	report, err := c.Platform.Probe(c.ctx, sdk.Subject{Machine: id})
 	c.must("probe the new machine", err)
 	if works, _ := report.Works(sdk.AbilitySource); !works {
+		c.leaveOut(unread)
 		return nil, false
 	}
 	source, op := c.source(c.Platform), c.op(fmt.Sprintf("read %s %s", id, disk), epochsPerCheck-2)
