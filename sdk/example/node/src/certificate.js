@@ -21,8 +21,7 @@ const nameLocalhost = sequence(der(0x31, sequence(oid('550403'), der(0x0c, local
 const subjectAltName = sequence(oid('551d11'), der(0x04, sequence(der(0x82, localhost))));
 
 // newCertificate makes a key and a certificate for it, for the name localhost:
-// that is the one that a host looks for. P-256 is enough; the host's own is of
-// P-521.
+// that is the one that a host looks for.
 export function newCertificate() {
   const { publicKey, privateKey } = generateKeyPairSync('ec', { namedCurve: 'P-256' });
   const serial = randomBytes(16);
