@@ -70,7 +70,7 @@ func TestBreakerTripsAndTries(t *testing.T) {
 }
 
 func TestTrialsComeAtLeastHourly(t *testing.T) {
-	s := &steps{t: t, now: time.Unix(1e9, 0)}
+	s := &steps{now: time.Unix(1e9, 0)}
 	for range 40 {
 		s.b.died(s.now, "exit 1")
 		if q := s.b.state().quarantine; q != nil {
