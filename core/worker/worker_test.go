@@ -135,21 +135,28 @@ func TestConformanceThroughAWorker(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		wire := new(conformance.Wire)
 		l := launch(t, map[string]any{"dir": dir})
-		fresh := func() (sdk.Platform, error) {
+		l.WrapData = wire.Wrap
+		// The worker's processes are on this machine, too, and get its signals.
+		process := func() (conformance.Process, error) {
 			p, err := h.Start(context.Background(), "w1", "sim", l)
 			if err != nil {
-				return nil, err
+				return conformance.Process{}, err
 			}
 			t.Cleanup(func() { _ = p.Close() })
-			return p.Platform(), nil
+			return conformance.Control(p), nil
 		}
-		p, err := fresh()
+		p, err := process()
 		if err != nil {
 			t.Fatal(err)
 		}
 		return conformance.Fixture{
-			Platform: p, Fresh: fresh, Machine: m.ID,
+			Platform: p.Platform, Process: process, Wire: wire, Machine: m.ID,
+			Fresh: func() (sdk.Platform, error) {
+				p, err := process()
+				return p.Platform, err
+			},
 			Write: func(disk sdk.DiskID, off int64, data []byte) error { return hv.WriteDisk(m.ID, disk, off, data) },
 			Read:  hv.ReadDisk, Remove: hv.DeleteMachine, Objects: hv.Objects,
 			Draft: sdk.DraftSpec{Machine: sdk.Machine{Name: "new", CPUs: 2, MemoryBytes: 1 << 30,
