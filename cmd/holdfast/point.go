@@ -7,6 +7,7 @@ import (
 
 	"github.com/holdfast-dr/holdfast/core/agent"
 	"github.com/holdfast-dr/holdfast/core/client"
+	"github.com/holdfast-dr/holdfast/sdk"
 )
 
 func pointCommand(a *app) *cobra.Command {
@@ -44,7 +45,7 @@ func pointListCommand(a *app) *cobra.Command {
 				column[agent.PointStatus]{title: "machine", value: func(p agent.PointStatus) string { return p.Machine }},
 				column[agent.PointStatus]{title: "taken", value: func(p agent.PointStatus) string { return timeText(p.Taken) }},
 				column[agent.PointStatus]{title: "read as", value: func(p agent.PointStatus) string { return string(p.Kind) }},
-				column[agent.PointStatus]{title: "consistency", value: func(p agent.PointStatus) string { return p.Consistency }},
+				column[agent.PointStatus]{title: "consistency", value: func(p agent.PointStatus) string { return consistencyText(p.Consistency) }},
 				column[agent.PointStatus]{title: "size", right: true, value: func(p agent.PointStatus) string { return bytesText(p.SizeBytes) }},
 				column[agent.PointStatus]{title: "charged", right: true, value: func(p agent.PointStatus) string { return bytesText(p.Charged) }},
 				column[agent.PointStatus]{title: "in", value: func(p agent.PointStatus) string { return p.Provider + "/" + p.Repository }},
@@ -58,6 +59,14 @@ func pointListCommand(a *app) *cobra.Command {
 		_ = cmd.RegisterFlagCompletionFunc(name, a.completeAll(find))
 	}
 	return cmd
+}
+
+// consistencyText says how still a machine was in the words of operators.
+func consistencyText(achieved string) string {
+	if achieved == string(sdk.QuiesceNone) {
+		return "crash" // as after a power cut
+	}
+	return achieved
 }
 
 func pointShowCommand(a *app) *cobra.Command {
@@ -78,7 +87,7 @@ func pointShowCommand(a *app) *cobra.Command {
 			}
 			fields := []field{
 				{"point", string(p.ID)}, {"machine", p.Machine}, {"endpoint", p.Endpoint}, {"taken", timeText(p.Taken)},
-				{"committed", timeText(p.Committed)}, {"read as", string(p.Kind)}, {"consistency", p.Consistency}, {"note", p.Note},
+				{"committed", timeText(p.Committed)}, {"read as", string(p.Kind)}, {"consistency", consistencyText(p.Consistency)}, {"note", p.Note},
 				{"size", bytesText(p.SizeBytes)}, {"charged", bytesText(p.Charged)}, {"in", p.Provider + "/" + p.Repository},
 				{"keyring", p.Keyring}, {"problem", p.Problem},
 			}
