@@ -219,23 +219,9 @@ func (h *Host) sharedDir() (string, error) {
 	if h.shared != "" {
 		return h.shared, nil
 	}
-	dir := ""
-	if h.options.RunDir != "" {
-		// It keeps its name over restarts, so that what a killed host left is
-		// found and removed.
-		sum := sha256.Sum256([]byte(h.options.RunDir))
-		dir = filepath.Join(sharedRoot(), "holdfast-"+hex.EncodeToString(sum[:4]))
-		if err := os.RemoveAll(dir); err != nil {
-			return "", fmt.Errorf("empty the plugins' directory: %w", err)
-		}
-		if err := os.Mkdir(dir, 0o711); err != nil {
-			return "", fmt.Errorf("make the plugins' directory: %w", err)
-		}
-	} else {
-		var err error
-		if dir, err = os.MkdirTemp(sharedRoot(), "holdfast-"); err != nil {
-			return "", fmt.Errorf("make the plugins' directory: %w", err)
-		}
+	dir, err := h.makeShared()
+	if err != nil {
+		return "", fmt.Errorf("make the plugins' directory: %w", err)
 	}
 	if err := os.Chmod(dir, 0o711); err != nil { // whatever the umask is
 		return "", errors.Join(fmt.Errorf("open the plugins' directory to them: %w", err), os.RemoveAll(dir))
@@ -244,12 +230,18 @@ func (h *Host) sharedDir() (string, error) {
 	return dir, nil
 }
 
-// sharedRoot is a directory that every user may pass through.
-func sharedRoot() string {
-	if info, err := os.Stat("/run"); err == nil && info.IsDir() {
-		return "/run"
+// makeShared makes the directory in /run, which only root can change, under a
+// name that stays over restarts, so that what a killed host left is found and
+// removed; or, where that cannot be, under a fresh name.
+func (h *Host) makeShared() (string, error) {
+	if h.options.RunDir != "" {
+		sum := sha256.Sum256([]byte(h.options.RunDir))
+		dir := "/run/holdfast-" + hex.EncodeToString(sum[:4])
+		if os.RemoveAll(dir) == nil && os.Mkdir(dir, 0o711) == nil {
+			return dir, nil
+		}
 	}
-	return os.TempDir()
+	return os.MkdirTemp("", "holdfast-")
 }
 
 // private are the directories where no plugin's disk is.
