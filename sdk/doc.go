@@ -1,6 +1,6 @@
 // Package sdk is the contract between Holdfast and a back-end: a hypervisor,
 // a cloud, a tape library. A vendor implements Platform and as many of the
-// optional abilities (Source, ChangeTracker, Target, Power) as the back-end
+// optional abilities (Source, ChangeTracker, Target, Power, Watcher) as the back-end
 // can honour; sdk/plugin turns the value into a program, and sdk/conformance
 // proves that it keeps the contract.
 //
@@ -11,7 +11,8 @@
 //
 //   - A call returns within CallLimit: done, failed, or ErrPending with the
 //     progress made so far. After ErrPending the caller repeats the same call
-//     with the same Op.ID and waits on. Cancelling a context only stops the
+//     with the same Op.ID and waits on. A watch alone lasts as long as its caller
+//     likes. Cancelling a context only stops the
 //     waiting; Platform.Cancel asks the back-end itself.
 //   - Every mutating call carries an Op. Its ID makes the call idempotent: the
 //     plugin writes the id on the back-end object that the call makes, so that a

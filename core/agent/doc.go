@@ -15,6 +15,9 @@
 //     is not accepted into use until its kit was written, or declined by name.
 //   - Jobs and runs (job.go, run.go): which machines, when, how long to keep.
 //   - Workers (worker.go): other machines that run plugins for the site.
+//   - Inventories (inventory.go): the machines of each endpoint, as its plugin
+//     tells of changes. A run lists the machines anew before it chooses: it must
+//     not miss one whose event is still on its way.
 //   - Restores (restore.go): a machine to an endpoint, a disk to a file.
 //   - The API on the agent's unix socket (api.go): the operations above, in the
 //     same OpenAPI document as the provider's.

@@ -1,4 +1,4 @@
-// Command holdfast-plugin-libvirt drives QEMU machines through libvirt: source, change tracker, target and power.
+// Command holdfast-plugin-libvirt drives QEMU machines through libvirt: source, change tracker, target, power and watcher.
 //
 // It speaks libvirt's own protocol over a unix socket, TCP or TLS, needs no C library, and keeps nothing: whatever a fresh
 // process has to know is read back from the hypervisor.
