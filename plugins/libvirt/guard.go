@@ -204,6 +204,7 @@ type guarding struct {
 	order    guardOrder
 	platform *platform
 	dom      libvirt.Domain
+	answered time.Time // when libvirt did, the last time
 }
 
 func takeOrder(in *bufio.Reader) (*guarding, error) {
@@ -228,8 +229,12 @@ func takeOrder(in *bufio.Reader) (*guarding, error) {
 	g.dom, err = ask(ctx, g.platform.safety, func(lv *libvirt.Libvirt) (libvirt.Domain, error) {
 		return lv.DomainLookupByUUID(libvirt.UUID(id))
 	})
+	g.answered = time.Now()
 	return g, err
 }
+
+// patient reports whether libvirt may still come back.
+func (g *guarding) patient() bool { return time.Since(g.answered) < guardPatience }
 
 func readLine(in *bufio.Reader, most int) (string, error) {
 	var line []byte
@@ -312,37 +317,42 @@ func listen(words <-chan string, ended chan<- struct{}) {
 // thaw thaws the guest, and again when a freeze that a dying plugin had sent off can have had its effect no more: libvirt
 // may serve the two in any order.
 func (g *guarding) thaw(ctx context.Context) {
+	began := time.Now()
 	defer func() { _ = g.platform.restoreAgentPatience(context.WithoutCancel(ctx), g.dom) }() // which the plugin had changed
-	end := time.Now().Add(guardPatience)
 	for _, wait := range []time.Duration{0, 2 * time.Second, g.order.Freeze} {
 		if pause(ctx, wait) != nil {
 			return
 		}
-		for g.platform.thaw(context.WithoutCancel(ctx), g.dom).err != nil && time.Now().Before(end) {
+		for g.platform.thaw(context.WithoutCancel(ctx), g.dom).err != nil {
 			// A machine that is off is not frozen.
-			if state, err := g.platform.state(ctx, g.dom); errors.Is(err, sdk.ErrNotFound) || err == nil && state == sdk.StateOff {
+			state, err := g.platform.state(ctx, g.dom)
+			if err == nil {
+				g.answered = time.Now() // it is the agent that does not
+			}
+			if errors.Is(err, sdk.ErrNotFound) || err == nil && state == sdk.StateOff || !g.patient() || time.Since(began) > guardPatience {
 				return
 			}
 			if pause(ctx, time.Second) != nil {
 				return
 			}
 		}
+		g.answered = time.Now()
 	}
 }
 
 // watch looks after the scratch files until the job is gone, and for as long as one may still appear.
 func (g *guarding) watch(ctx context.Context, ended <-chan struct{}, grace time.Duration) {
-	answered, begun := time.Now(), false
+	since, begun := time.Now(), false
 	for {
 		wait := scratchPause
 		j, err := g.platform.currentJob(ctx, g.dom)
 		mine := err == nil && j != nil && j.ticket.checkpoint() == g.order.Checkpoint
 		switch {
 		case mine:
-			answered, begun = time.Now(), true
+			g.answered, begun = time.Now(), true
 			wait = g.spare(ctx, j)
 		case errors.Is(err, sdk.ErrNotFound), err == nil && (j != nil || begun),
-			err == nil && time.Since(answered) >= grace, err != nil && time.Since(answered) > guardPatience:
+			err == nil && time.Since(since) >= grace, err != nil && !g.patient():
 			return
 		}
 		select {
