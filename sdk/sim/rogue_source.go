@@ -8,6 +8,7 @@ import (
 	"iter"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/holdfast-dr/holdfast/sdk"
@@ -251,7 +252,7 @@ type rogueReader struct {
 	disk    sdk.DiskID
 	key     string
 	live    bool
-	long    bool // read in large pieces, and not to the end
+	long    atomic.Bool // the last piece was large, and not the end
 }
 
 func (r *rogueReader) ReadAt(p []byte, off int64) (int, error) {
@@ -259,7 +260,7 @@ func (r *rogueReader) ReadAt(p []byte, off int64) (int, error) {
 		return r.BlockReader.ReadAt(p, off&^511)
 	}
 	n, err := r.BlockReader.ReadAt(p, off)
-	r.long = len(p) >= 1<<20 && off+int64(n) < r.Size()
+	r.long.Store(len(p) >= 1<<20 && off+int64(n) < r.Size())
 	over := r.rogue.breach == BreachDiskOutlivesSnapshot && errors.Is(err, sdk.ErrNotFound)
 	if over {
 		n, err = len(p), nil
@@ -288,7 +289,7 @@ func (r *rogueReader) Extents(ctx context.Context, off, n int64) iter.Seq2[sdk.E
 }
 
 func (r *rogueReader) Close() error {
-	if r.long {
+	if r.long.Load() {
 		r.rogue.memory.set("given up "+r.key, true)
 	}
 	return r.BlockReader.Close()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"unicode"
 
 	"github.com/holdfast-dr/holdfast/sdk"
@@ -136,7 +137,7 @@ type rogueWriter struct {
 	draft string
 	key   string
 	epoch uint64
-	wrote bool
+	wrote atomic.Bool
 }
 
 func (w *rogueWriter) WriteAt(data []byte, off int64) (int, error) {
@@ -156,7 +157,7 @@ func (w *rogueWriter) WriteAt(data []byte, off int64) (int, error) {
 		return w.image.WriteAt(data, off)
 	}
 	if err == nil {
-		w.wrote = true
+		w.wrote.Store(true)
 		w.rogue.memory.set("writer "+w.key, w.rogue.Platform)
 	}
 	return n, err
@@ -183,7 +184,7 @@ func (w *rogueWriter) unfenced() bool {
 	case w.rogue.breach == BreachWriterOutlivesCommit:
 		return d.Committed != ""
 	case w.rogue.breach == BreachWriterNeverFenced:
-		return d.Committed == "" && d.Epoch > w.epoch && w.wrote
+		return d.Committed == "" && d.Epoch > w.epoch && w.wrote.Load()
 	}
 	return false
 }
