@@ -86,7 +86,7 @@ func openSite(ctx context.Context, c siteConfig, log *slog.Logger) (_ *site, err
 		}
 		s.closes = append(s.closes, s.hub.close) // after the plugins, which are ended through it
 	}
-	options.Starter = agent.OnWorkers(s.workers())
+	options.Starter = host.OnWorkers(s.workers())
 	plugins, err := host.New(db.Hosts(key), options)
 	if err != nil {
 		return nil, err

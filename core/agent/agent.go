@@ -16,7 +16,6 @@ import (
 	"github.com/holdfast-dr/holdfast/core/job"
 	"github.com/holdfast-dr/holdfast/core/tenant"
 	"github.com/holdfast-dr/holdfast/sdk"
-	"github.com/holdfast-dr/holdfast/sdk/plugin"
 )
 
 // Agent is one site. Its exported fields are set before first use and not
@@ -65,8 +64,8 @@ type Plugins interface {
 	Find() ([]host.Found, error)
 	// EnableAs trusts a program as it is now; nil leaves its policy as it was.
 	EnableAs(ctx context.Context, name string, policy *host.PluginPolicy) (host.Enabled, error)
-	// EnableThere trusts a program that lies on another machine.
-	EnableThere(ctx context.Context, arch, sha256 string, d plugin.Description) (host.Enabled, error)
+	// EnableOn trusts a program as it is now on a worker.
+	EnableOn(ctx context.Context, hub host.Workers, worker, name string) (host.Enabled, error)
 	Disable(ctx context.Context, name string) error
 	// Reload changes to the program as it is now while jobs run.
 	Reload(ctx context.Context, r host.ReloadRequest) (host.Reloaded, error)

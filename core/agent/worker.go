@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -13,21 +12,17 @@ import (
 	"github.com/holdfast-dr/holdfast/core/pki"
 	"github.com/holdfast-dr/holdfast/core/tenant"
 	"github.com/holdfast-dr/holdfast/core/worker"
-	"github.com/holdfast-dr/holdfast/sdk"
-	"github.com/holdfast-dr/holdfast/sdk/plugin"
 )
 
 // Workers are the other machines that run plugins for this site; worker.Hub
 // implements it.
 type Workers interface {
+	host.Workers
 	Invite(ctx context.Context, name string, life time.Duration) (worker.Invitation, error)
 	Workers(ctx context.Context) ([]worker.Status, error)
 	Find(ctx context.Context, name string) (worker.Record, error)
 	Remove(ctx context.Context, name string) error
 	Fingerprint() pki.Fingerprint
-	Arch(ctx context.Context, name string) (string, error)
-	Inspect(ctx context.Context, name, plugin string) (sha256 string, d plugin.Description, err error)
-	Start(ctx context.Context, name, plugin string, l plugin.Launch) (*plugin.Process, error)
 }
 
 // WorkerStatus is a worker as people at the site see it.
@@ -154,15 +149,7 @@ func (a *Agent) EnableWorkerPlugin(ctx context.Context, name, pluginName string)
 	if err != nil {
 		return WorkerPlugin{}, err
 	}
-	arch, err := hub.Arch(ctx, record.Name)
-	if err != nil {
-		return WorkerPlugin{}, err
-	}
-	sum, d, err := hub.Inspect(ctx, record.Name, pluginName)
-	if err != nil {
-		return WorkerPlugin{}, err
-	}
-	e, err := a.Plugins.EnableThere(a.origin(ctx, "plugin enable"), arch, sum, d)
+	e, err := a.Plugins.EnableOn(a.origin(ctx, "plugin enable"), hub, record.Name, pluginName)
 	if err != nil {
 		return WorkerPlugin{}, err
 	}
@@ -198,69 +185,6 @@ func (a *Agent) namedWorkers(ctx context.Context, names []string) ([]string, err
 	}
 	return known, nil
 }
-
-// OnWorkers chooses where an endpoint's plugin runs: on the first of its workers
-// that is connected; here, if it names none. hub is nil at an agent that does
-// not listen for workers.
-func OnWorkers(hub Workers) func(host.Endpoint) (host.Starter, error) {
-	return func(e host.Endpoint) (host.Starter, error) {
-		switch {
-		case len(e.Workers) == 0:
-			return nil, nil
-		case hub == nil:
-			return nil, sdk.Errorf(sdk.ErrUnavailable, sdk.FaultHost, "its plugin runs on workers, and this agent does not listen for any").
-				WithHint("start the agent with --workers-listen")
-		}
-		return onWorkers{hub}, nil
-	}
-}
-
-type onWorkers struct{ hub Workers }
-
-// Start starts the plugin of an endpoint on the first worker that is connected.
-func (o onWorkers) Start(ctx context.Context, s host.Start) (host.Process, error) {
-	var failures []error
-	for _, name := range s.Endpoint.Workers {
-		p, err := o.startOn(ctx, name, s)
-		if err == nil {
-			return p, nil
-		}
-		failures = append(failures, err)
-		// Whatever else is wrong is wrong with the plugin or its settings.
-		if !errors.Is(err, sdk.ErrUnavailable) || ctx.Err() != nil {
-			break
-		}
-	}
-	return nil, errors.Join(failures...)
-}
-
-func (o onWorkers) startOn(ctx context.Context, name string, s host.Start) (host.Process, error) {
-	arch, err := o.hub.Arch(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	program, err := s.Enabled(ctx, arch)
-	if err != nil {
-		return nil, err
-	}
-	s.Launch.SHA256 = program.SHA256
-	p, err := o.hub.Start(ctx, name, s.Endpoint.Plugin, s.Launch)
-	if err != nil {
-		return nil, err
-	}
-	return farProcess{p}, nil
-}
-
-// farProcess is a process on another machine: its number means nothing here.
-type farProcess struct{ process *plugin.Process }
-
-func (f farProcess) Platform() sdk.Platform       { return f.process.Platform() }
-func (f farProcess) Describe() plugin.Description { return f.process.Describe() }
-func (f farProcess) Done() <-chan struct{}        { return f.process.Done() }
-func (f farProcess) Close() error                 { return f.process.Close() }
-
-// Lost says why the worker cannot be reached any more; nil while it can.
-func (f farProcess) Lost() error { return f.process.Lost() }
 
 // WorkersAddress is what workers are told to connect to, if nobody said: the
 // address on which the agent listens, or this machine's name if that is all of

@@ -29,7 +29,6 @@ import (
 	"github.com/holdfast-dr/holdfast/core/secret"
 	"github.com/holdfast-dr/holdfast/core/state"
 	"github.com/holdfast-dr/holdfast/sdk"
-	"github.com/holdfast-dr/holdfast/sdk/plugin"
 	"github.com/holdfast-dr/holdfast/sdk/sim"
 )
 
@@ -127,8 +126,9 @@ func (p *plugins) EnableAs(ctx context.Context, name string, policy *host.Plugin
 	return host.Enabled{}, sdk.Errorf(sdk.ErrNotFound, sdk.FaultHost, "there is no program holdfast-plugin-%s", name)
 }
 
-func (p *plugins) EnableThere(_ context.Context, arch, sum string, d plugin.Description) (host.Enabled, error) {
-	return host.Enabled{Plugin: d.Name, Arch: arch, SHA256: sum, Version: d.Version}, nil
+func (p *plugins) EnableOn(ctx context.Context, hub host.Workers, worker, name string) (host.Enabled, error) {
+	sum, d, err := hub.Inspect(ctx, worker, name)
+	return host.Enabled{Plugin: d.Name, Arch: "amd64", SHA256: sum, Version: d.Version}, err
 }
 
 func (p *plugins) Disable(context.Context, string) error { return nil }
