@@ -18,7 +18,8 @@ func TestCommandsInTheDocumentsExist(t *testing.T) {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
 	checked := 0
-	for _, document := range []string{"README.md", "CONTRIBUTING.md", recoveryPage} {
+	for _, document := range []string{"README.md", "CONTRIBUTING.md", recoveryPage,
+		"sdk/README.md", "sdk/plugin/PROTOCOL.md", "sdk/example/node/README.md"} {
 		text, err := os.ReadFile(filepath.Join("..", "..", document))
 		if err != nil {
 			t.Fatal(err)
