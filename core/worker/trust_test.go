@@ -3,6 +3,7 @@ package worker
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
 	"crypto/tls"
 	"errors"
 	"io"
@@ -184,6 +185,53 @@ func TestLifeOfACertificate(t *testing.T) {
 	}
 }
 
+// A certificate that was stolen is of no use for another key.
+func TestRenewalIsForTheSameKey(t *testing.T) {
+	h := open(t)
+	id := identityOf(t, h.enrol(t, "w1"))
+	other, err := pki.NewAgentKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, renewal := range []struct {
+		key  *ecdsa.PrivateKey
+		want error
+	}{{other, sdk.ErrDenied}, {id.key, nil}} {
+		csr, err := pki.NewRequest(renewal.key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := id.dial(t.Context(), greeting{Do: doRenew, Request: csr})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var w welcome
+		if err := readMessage(conn, maxGreeting, &w); err != nil {
+			t.Fatal(err)
+		}
+		if got := w.Error.err(); !errors.Is(got, renewal.want) || len(w.Certificate) > 0 != (renewal.want == nil) {
+			t.Errorf("renewal: %v, %d certificates; want %v", got, len(w.Certificate), renewal.want)
+		}
+		_ = conn.Close()
+	}
+}
+
+// An expired certificate may be renewed and nothing else.
+func TestExpiredCertificateDoesNotServe(t *testing.T) {
+	h := open(t)
+	id := identityOf(t, h.enrol(t, "w1"))
+	h.clock.forward(pki.AgentLife + 24*time.Hour)
+	conn, err := id.dial(t.Context(), greeting{Do: doServe})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	var w welcome
+	if err := readMessage(conn, maxGreeting, &w); err != nil || !errors.Is(w.Error.err(), sdk.ErrDenied) {
+		t.Errorf("serve with an expired certificate: %v, %v; want ErrDenied", err, w.Error.err())
+	}
+}
+
 // identityOf is the identity in a worker's directory, to play that worker.
 func identityOf(t testing.TB, dir string) Identity {
 	t.Helper()
@@ -241,6 +289,12 @@ func TestStreamsAreTakenFromTheirWorkerAlone(t *testing.T) {
 	stranger.leaf = nil
 	refusedStream("a stranger's stream", greet(stranger, greeting{Do: doCarry, Token: asked.Token}))
 	right := greet(one, greeting{Do: doCarry, Token: asked.Token})
+	until(t, "the stream to be taken", func() bool {
+		s.mutex.Lock()
+		defer s.mutex.Unlock()
+		return len(s.streams) == 1
+	})
+	refusedStream("a second stream for one token, in time", greet(one, greeting{Do: doCarry, Token: asked.Token}))
 	if err := writeFrame(session, answer{ID: asked.ID}); err != nil {
 		t.Fatal(err)
 	}

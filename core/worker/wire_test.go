@@ -50,7 +50,7 @@ func TestWireIsWhatItWas(t *testing.T) {
 
 func TestFramesAreBounded(t *testing.T) {
 	var r request
-	if _, err := readFrame(strings.NewReader("\x00\x01\x00\x01"+strings.Repeat(" ", 1<<17)), maxRequest, &r); err == nil {
+	if _, err := readFrame(strings.NewReader("\x00\x01\x00\x01{}"+strings.Repeat(" ", 1<<16-1)), maxRequest, &r); err == nil {
 		t.Error("a frame of 64 KiB and 1 was read")
 	}
 	if _, err := readFrame(strings.NewReader("\x00\x00\x00\x09{}"), maxRequest, &r); !errors.Is(err, io.ErrUnexpectedEOF) {
