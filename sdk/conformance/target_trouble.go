@@ -612,13 +612,16 @@ func stoppedWriter(c *checker) {
 	}
 	// The back-end may serve the disk itself: then this one lands before the
 	// take-over, which is right.
-	early := c.inFlight(process, func() error { return write(0) })
+	early := c.inFlight(process, func() error {
+		_ = write(0) // it counts by what the disk holds
+		return nil
+	})
 	good := c.takenOver(c.Platform, draft)
 	late := make(chan error, 1)
 	go func() { late <- write(2 * grain) }()
 	c.must("wait for the write to arrive", c.pause(arrival))
 	c.must("wake the process", process.Resume())
-	_ = <-early // it counts by what the disk holds
+	c.must("wait for the first write", <-early)
 	if err := <-late; err == nil {
 		c.errorf("a process that woke up after a newer claim took over wrote")
 	}
