@@ -11,9 +11,9 @@
 //
 //   - A call returns within CallLimit: done, failed, or ErrPending with the
 //     progress made so far. After ErrPending the caller repeats the same call
-//     with the same Op.ID and waits on. A watch alone lasts as long as its caller
-//     likes. Cancelling a context only stops the
-//     waiting; Platform.Cancel asks the back-end itself.
+//     with the same Op.ID and waits on. Cancelling a context only stops the
+//     waiting; Platform.Cancel asks the back-end itself. A watch alone lasts as
+//     long as its caller likes.
 //   - Every mutating call carries an Op. Its ID makes the call idempotent: the
 //     plugin writes the id on the back-end object that the call makes, so that a
 //     fresh process, asked again with the same id, finds it and answers as the

@@ -4,7 +4,7 @@
 // what it wrote. Everything is done through the command line, as a customer
 // would do it, and everything that was started is removed at the end.
 //
-//	make demo           about a minute after the first build
+//	make demo           half a minute after the first build
 //	make demo KEEP=1    leaves it running and prints what to try
 //
 // Where libvirtd and QEMU cannot be had, a simulated hypervisor takes their
