@@ -53,8 +53,8 @@
 // ended: calls and disks fail with sdk.ErrUnavailable, and repeating them by
 // their id is safe, on the worker when it is back, or on the next one that the
 // endpoint names. At the worker, every process that it started for that hub is
-// ended, politely, and after two seconds otherwise. So within Silence and those
-// two seconds nothing runs on a worker that its hub does not know of. What a
+// ended, politely, and after three seconds otherwise. So within Silence and those
+// three seconds nothing runs on a worker that its hub does not know of. What a
 // late process may still do, the epoch at the back-end decides, as always.
 //
 // At the agent, a lost worker counts against nobody's plugin: the next call tries

@@ -148,7 +148,7 @@ func (r *Relay) Protocol() int { return r.protocol }
 // Done is closed when the process has ended.
 func (r *Relay) Done() <-chan struct{} { return r.done }
 
-// Close ends the process: politely, and after two seconds otherwise.
+// Close ends the process: politely, and after three seconds otherwise.
 func (r *Relay) Close() error {
 	r.closing.Do(r.stop)
 	<-r.tidy

@@ -141,7 +141,7 @@ func (p *Process) Unmet() []string { return p.unmet }
 // Done is closed when the process has ended, by Close or otherwise.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
-// Close ends the process: politely, and after two seconds otherwise. Work at
+// Close ends the process: politely, and after three seconds otherwise. Work at
 // the back-end goes on.
 func (p *Process) Close() error {
 	p.closing.Do(p.stop)
