@@ -6,17 +6,39 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 )
 
+// keptLines are what a host would keep. What was left out is told from a
+// goroutine of its own.
+type keptLines struct {
+	mutex sync.Mutex
+	lines []Line
+}
+
+func (k *keptLines) add(l Line) {
+	k.mutex.Lock()
+	defer k.mutex.Unlock()
+	k.lines = append(k.lines, l)
+}
+
+// take is what was kept since it was last called.
+func (k *keptLines) take() []Line {
+	k.mutex.Lock()
+	defer k.mutex.Unlock()
+	lines := k.lines
+	k.lines = nil
+	return lines
+}
+
 // keeper is a logLines whose lines are kept.
-func keeper(secrets ...string) (*logLines, *[]Line) {
-	var kept []Line
-	hidden := new(secretText)
+func keeper(secrets ...string) (*logLines, *keptLines) {
+	kept, hidden := new(keptLines), new(secretText)
 	hidden.set(secrets)
-	return &logLines{log: slog.New(slog.DiscardHandler), secrets: hidden, level: slog.LevelInfo, keep: func(l Line) { kept = append(kept, l) }}, &kept
+	return &logLines{log: slog.New(slog.DiscardHandler), secrets: hidden, level: slog.LevelInfo, keep: kept.add}, kept
 }
 
 func TestTooManyLinesAreCountedAndTold(t *testing.T) {
@@ -28,24 +50,27 @@ func TestTooManyLinesAreCountedAndTold(t *testing.T) {
 			}
 		}
 		say(lineBurst + 100)
-		if len(*kept) != lineBurst {
-			t.Errorf("%d lines of a burst were kept, want %d", len(*kept), lineBurst)
+		if n := len(kept.take()); n != lineBurst {
+			t.Errorf("%d lines of a burst were kept, want %d", n, lineBurst)
 		}
 		<-time.After(leftEvery)
 		synctest.Wait()
-		last := (*kept)[len(*kept)-1]
-		if last.Dropped != 100 || last.Level != slog.LevelWarn {
+		told := kept.take()
+		if len(told) != 1 {
+			t.Fatalf("%d lines after the burst, want one", len(told))
+		}
+		if last := told[0]; last.Dropped != 100 || last.Level != slog.LevelWarn {
 			t.Errorf("after the burst: %+v, want 100 dropped", last)
 		}
-		*kept = nil
 		say(lineRate + 10)
-		if n := len(*kept); n != lineRate {
+		if n := len(kept.take()); n != lineRate {
 			t.Errorf("%d lines a second later, want %d", n, lineRate)
 		}
 		<-time.After(time.Hour)
-		*kept = nil
+		synctest.Wait()
+		kept.take()
 		say(lineBurst)
-		if n := len(*kept); n != lineBurst {
+		if n := len(kept.take()); n != lineBurst {
 			t.Errorf("%d lines after an hour, want %d", n, lineBurst)
 		}
 	})
@@ -75,10 +100,11 @@ func TestLongLinesAreCutAfterSecretsAreHidden(t *testing.T) {
 	secret := strings.Repeat("s3cret", 100)
 	l, kept := keeper(secret)
 	fmt.Fprintln(l, strings.Repeat("x", maxLogLine-10)+secret+strings.Repeat("y", 1<<20))
-	if len(*kept) != 1 {
-		t.Fatalf("%d lines", len(*kept))
+	lines := kept.take()
+	if len(lines) != 1 {
+		t.Fatalf("%d lines", len(lines))
 	}
-	if m := (*kept)[0].Message; len(m) > maxLogLine || strings.Contains(m, "s3cret") {
+	if m := lines[0].Message; len(m) > maxLogLine || strings.Contains(m, "s3cret") {
 		t.Errorf("a line of %d bytes that ends in %q", len(m), m[len(m)-30:])
 	}
 }
@@ -91,7 +117,7 @@ func TestPluginCannotPassForAnother(t *testing.T) {
 	}
 	fmt.Fprintf(l, "%s\n", doc)
 	var keys []string
-	for _, a := range (*kept)[0].Attrs {
+	for _, a := range kept.take()[0].Attrs {
 		keys = append(keys, a.Key)
 	}
 	if got := strings.Join(keys, " "); got != "op plugin_endpoint plugin_pid plugin_plugin" {
@@ -131,7 +157,7 @@ func FuzzLogLines(f *testing.F) {
 			}
 			said = said[n:]
 		}
-		for _, line := range *kept {
+		for _, line := range kept.take() {
 			if strings.Contains(line.Message+fmt.Sprint(line.Attrs), "hunter2") {
 				t.Errorf("the secret is in %+v", line)
 			}
