@@ -260,10 +260,12 @@ func TestKilledServerCostsNoPointAndNothingIsSentTwice(t *testing.T) {
 	for name, kill := range map[string]func(){
 		"server": func() { l.Server.Kill(); l.must(l.StartServer(t.Context())) },
 	} {
+		l.slow(true)
 		var started run
 		l.must(l.JSON(t.Context(), &started, "job", "run", "nightly", "--no-wait"))
 		l.waitSent(started.ID, size/8)
 		kill()
+		l.slow(false)
 		ended := l.waitRun(started.ID)
 		if ended.State != "succeeded" {
 			t.Fatalf("%s killed: run ended as %+v", name, ended)
@@ -286,11 +288,13 @@ func TestKilledAgentResumesItsRun(t *testing.T) {
 		l.noise(m, 0, i*32*mib, 32*mib, byte(i+1))
 	}
 	l.do("job", "create", "nightly", "--endpoint", "lab", "--repository", "backups", "--all")
+	l.slow(true)
 	var started run
 	l.must(l.JSON(t.Context(), &started, "job", "run", "nightly", "--no-wait"))
 	l.waitSent(started.ID, size/4)
 	sent := l.showRun(started.ID).Progress.SentBytes
 	l.Agent.Kill()
+	l.slow(false)
 	l.must(l.StartAgent(t.Context()))
 	ended := l.waitRun(started.ID)
 	if ended.State != "succeeded" || ended.Attempts < 2 {
@@ -308,6 +312,17 @@ func (l *lab) showRun(id string) run {
 	var r run
 	l.must(l.JSON(l.t.Context(), &r, "run", "show", id))
 	return r
+}
+
+// slow makes every read of a disk take its time, or ends that, so that a run is
+// still going when a test interrupts it, however fast the machine is.
+func (l *lab) slow(slow bool) {
+	l.t.Helper()
+	if !slow {
+		l.must(l.hv.SetFaults())
+		return
+	}
+	l.must(l.hv.SetFaults(sim.Fault{Call: "ReadAt", Action: sim.ActionDelay, Times: -1, Delay: 50 * time.Millisecond}))
 }
 
 func (l *lab) waitSent(id string, bytes int64) {

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -27,6 +28,8 @@ import (
 	"github.com/holdfast-dr/holdfast/sdk/plugin"
 	"github.com/holdfast-dr/holdfast/sdk/sim"
 	"github.com/holdfast-dr/holdfast/testenv"
+	"github.com/holdfast-dr/holdfast/testenv/guest"
+	"github.com/holdfast-dr/holdfast/testenv/site"
 	"github.com/holdfast-dr/holdfast/testenv/stack"
 )
 
@@ -225,6 +228,56 @@ func TestBackupAndRestoreThroughAWorker(t *testing.T) {
 	l.must(stack.Until(ctx, "the removed worker to end its plugins", func() (bool, error) { return w.plugins() == 0, nil }))
 }
 
+// The libvirt plugin on a worker backs a running machine up and brings it back:
+// the agent reaches neither libvirtd nor QEMU, whose disks come through the cable.
+func TestRealMachineThroughAWorker(t *testing.T) {
+	testenv.Need(t, site.Tools...)
+	l, w := newFarLab(t)
+	ctx := t.Context()
+	s, err := site.Start(ctx, site.Options{})
+	l.must(err)
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	image, err := guest.Build(ctx, guest.Options{Agent: true})
+	if err != nil {
+		testenv.Lack(t, "%v", err)
+	}
+	g, err := s.Define(ctx, site.Spec{Name: "web", Image: image})
+	l.must(err)
+	l.must(g.Start(ctx))
+	l.do("plugin", "enable", "libvirt")
+	l.do("endpoint", "add", "host", "--plugin", "libvirt", "--set", "uri="+s.URI, "--set", "scratch_dir="+s.Scratch(), "--worker", "kvm1")
+	l.do("job", "create", "real", "--endpoint", "host", "--repository", "backups", "--machine", "web")
+	before, err := g.Leftovers(ctx)
+	l.must(err)
+
+	first := l.backup("real").Machines[0]
+	l.console(g, "echo 'the second state' >/data/note; dd if=/dev/urandom of=/data/blob bs=1M count=2 2>/dev/null; sync")
+	sum := l.console(g, "md5sum /data/blob")
+	second := l.backup("real").Machines[0]
+	if first.Kind != "full" || second.Kind != "incremental" || second.ReadBytes >= first.ReadBytes {
+		t.Errorf("a full and an incremental backup: %+v, %+v", first, second)
+	}
+	if w.plugins() == 0 {
+		t.Error("the plugin does not run on the worker")
+	}
+	after, err := g.Leftovers(ctx)
+	l.must(err)
+	if _, others := ours(after); !slices.Equal(others, before) {
+		t.Errorf("left at the hypervisor: %v; before: %v", others, before)
+	}
+	l.must(g.Remove(ctx))
+	l.do("restore", "machine", second.Point, "--endpoint", "host", "--name", "risen", "--start", "--wait")
+	risen := s.Guest("risen")
+	l.must(risen.WaitReady(ctx))
+	if got := l.console(risen, "cat /data/note; md5sum /data/blob"); !strings.Contains(got, "the second state") || !strings.Contains(got, sum) {
+		t.Errorf("the restored machine shows %q, want the note and %q", got, sum)
+	}
+}
+
 // However the worker is lost in the middle of a backup, the run ends by itself,
 // the next one succeeds as soon as the worker is back, and nothing is left.
 func TestWorkerLostInTheMiddleOfABackup(t *testing.T) {
@@ -244,11 +297,13 @@ func TestWorkerLostInTheMiddleOfABackup(t *testing.T) {
 		for j := range int64(size / (32 * mib)) { // all of it is new each time
 			l.noise(m, 0, j*32*mib, 32*mib, byte(int64(i)*64+j+1))
 		}
+		l.slow(true)
 		var started run
 		l.must(l.JSON(t.Context(), &started, "job", "run", "nightly", "--no-wait"))
 		l.waitSent(started.ID, size/16)
 		way.lose()
 		l.connected("kvm1", false)
+		l.slow(false)
 		way.back()
 		ended := l.waitRun(started.ID)
 		if ended.State != "succeeded" && (ended.Failure.Message == "" || ended.Failure.Side == "provider") {
