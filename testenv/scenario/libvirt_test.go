@@ -308,7 +308,17 @@ func TestAgentKilledAroundTheFreeze(t *testing.T) {
 		ended := l.waitRun(started.ID)
 		thawed := ended.State == "warned" && strings.Contains(ended.Failure.Message, "thawed before the snapshot was there")
 		if ended.State != "succeeded" && !thawed || ended.Machines[0].Kind != "incremental" {
-			t.Errorf("killed %v after the guard was there: the run ended as %+v", later, ended)
+			t.Fatalf("killed %v after the guard was there: the run ended as %+v", later, ended)
+		}
+		// A point says file-system only if the guest was frozen all the while.
+		want := "file-system"
+		if thawed {
+			want = "none"
+		}
+		var said struct{ Consistency string }
+		l.must(l.JSON(t.Context(), &said, "point", "show", ended.Machines[0].Point))
+		if said.Consistency != want {
+			t.Errorf("killed %v after the guard was there: the run ended as %s, its point says %q, want %q", later, ended.State, said.Consistency, want)
 		}
 	}
 	l.console(g, "counter off")
