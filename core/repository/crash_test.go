@@ -29,11 +29,13 @@ import (
 	"github.com/holdfast-dr/holdfast/core/tenant"
 )
 
-// A child process writes, forgets and collects without end; the test kills it
-// at any moment, opens what is left, and looks.
+// A child process writes, forgets and collects without end, until the moment at
+// which it has to die; the test opens what is left, and looks.
 const (
 	crashDir        = "HOLDFAST_TEST_CRASH_DIR"
 	crashRepository = "HOLDFAST_TEST_CRASH_REPOSITORY"
+	crashSeed       = "HOLDFAST_TEST_CRASH_SEED"
+	crashAt         = "HOLDFAST_TEST_CRASH_AT"
 )
 
 // crashMachine is the one machine of the child.
@@ -46,7 +48,8 @@ type provider struct {
 	store *dir.Store
 }
 
-func openProvider(ctx context.Context, t *testing.T, root, id string) *provider {
+// openProvider opens it; end, unless nil, hears of what the repository does.
+func openProvider(ctx context.Context, t *testing.T, root, id string, end *countdown) *provider {
 	t.Helper()
 	must := func(err error) {
 		t.Helper()
@@ -72,10 +75,10 @@ func openProvider(ctx context.Context, t *testing.T, root, id string) *provider 
 	must(err)
 	held, err := db.Claims().Acquire(ctx, state.RepositoryResource(id), holder, time.Hour)
 	must(err)
-	s := &site{t: t, id: id, root: root, blobs: blobtest.NewFaulty(store), clock: blobtest.NewClock(time.Now()), keys: goldenKeyring(t)}
+	s := &site{t: t, id: id, root: root, blobs: blobtest.NewFaulty(mortalStore{store, end}), clock: blobtest.NewClock(time.Now()), keys: goldenKeyring(t)}
 	s.openIndex()
 	s.repo, err = repository.Open(ctx, repository.Config{
-		ID: id, Blobs: s.blobs, Index: s.index, Catalogue: db.Catalogue(), SpoolDir: filepath.Join(root, "spool"), Epoch: uint64(held.Epoch),
+		ID: id, Blobs: s.blobs, Index: s.index, Catalogue: mortalCatalogue{db.Catalogue(), end}, SpoolDir: filepath.Join(root, "spool"), Epoch: uint64(held.Epoch),
 		ChunkSize: testChunk, FanOut: testFanOut, PackBytes: 32 << 10, LongestRead: time.Nanosecond, Log: slog.New(slog.DiscardHandler),
 	})
 	must(err)
@@ -107,30 +110,48 @@ func TestCrashChild(t *testing.T) {
 		t.Skip("is started by TestKillAtAnyMoment")
 	}
 	ctx := audit.With(t.Context(), audit.System("test", "crash"))
-	p := openProvider(ctx, t, root, os.Getenv(crashRepository))
-	say := func(format string, args ...any) {
+	at, err := parseMoment(os.Getenv(crashAt))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var seed uint64
+	if _, err := fmt.Sscan(os.Getenv(crashSeed), &seed); err != nil {
+		t.Fatal(err)
+	}
+	end := &countdown{left: at, die: killSelf}
+	p := openProvider(ctx, t, root, os.Getenv(crashRepository), end)
+	child := &crashing{provider: p, end: end, random: rand.New(rand.NewPCG(seed, 3)), say: func(format string, args ...any) {
 		if _, err := fmt.Fprintf(os.Stdout, "\n"+format+"\n", args...); err != nil {
 			t.Fatal(err)
 		}
-	}
+	}}
 	points, err := p.repo.Points(ctx, "", "", 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	base := point.ID("")
 	if len(points) > 0 {
-		base = points[len(points)-1].ID
+		child.base = points[len(points)-1].ID
 	}
-	say("ready")
-	for step := rand.Uint64N(1000); ; step++ {
-		if err := p.crashStep(ctx, step, &base, say); err != nil {
+	child.say("ready")
+	end.begin()
+	for step := child.random.Uint64N(1000); ; step++ {
+		if err := child.step(ctx, step); err != nil {
 			t.Fatal(err)
 		}
 	}
 }
 
-func (p *provider) crashStep(ctx context.Context, step uint64, base *point.ID, say func(string, ...any)) error {
-	b, err := p.begin(ctx, crashMachine, *base)
+// crashing is the work of the child.
+type crashing struct {
+	*provider
+	end    *countdown
+	random *rand.Rand
+	say    func(format string, args ...any)
+	base   point.ID
+}
+
+func (c *crashing) step(ctx context.Context, step uint64) error {
+	b, err := c.begin(ctx, crashMachine, c.base)
 	if err != nil {
 		return err
 	}
@@ -138,7 +159,7 @@ func (p *provider) crashStep(ctx context.Context, step uint64, base *point.ID, s
 	if err != nil {
 		return err
 	}
-	say("trying %s %d", b.point, step)
+	c.say("trying %s %d", b.point, step)
 	err = b.session.Commit(ctx, manifest)
 	var missing *point.MissingError
 	if errors.As(err, &missing) {
@@ -147,26 +168,31 @@ func (p *provider) crashStep(ctx context.Context, step uint64, base *point.ID, s
 	if err != nil {
 		return err
 	}
-	say("committed %s", b.point)
-	*base = b.point
+	c.say("committed %s", b.point)
+	c.end.committed()
+	c.base = b.point
 	if step%3 == 0 {
-		points, err := p.repo.Points(ctx, "", "", 0)
-		if err != nil {
-			return err
-		}
-		if len(points) > 3 {
-			id := points[rand.IntN(len(points)-1)].ID
-			say("forgetting %s", id)
-			if err := p.repo.Forget(ctx, id); err != nil {
-				return err
-			}
-			say("forgot %s", id)
-		}
-		if _, err := p.repo.Collect(ctx, repository.CollectOptions{Threshold: 0.2}); err != nil {
-			return err
-		}
+		return c.tidy(ctx)
 	}
 	return nil
+}
+
+// tidy forgets a point, if there are many, and collects.
+func (c *crashing) tidy(ctx context.Context) error {
+	points, err := c.repo.Points(ctx, "", "", 0)
+	if err != nil {
+		return err
+	}
+	if len(points) > 3 {
+		id := points[c.random.IntN(len(points)-1)].ID
+		c.say("forgetting %s", id)
+		if err := c.repo.Forget(ctx, id); err != nil {
+			return err
+		}
+		c.say("forgot %s", id)
+	}
+	_, err = c.repo.Collect(ctx, repository.CollectOptions{Threshold: 0.2})
+	return err
 }
 
 // history is what the child said, over all of its lives.
@@ -203,30 +229,36 @@ func TestKillAtAnyMoment(t *testing.T) {
 	if testing.Short() {
 		rounds = 3
 	}
+	random := seeded(t)
 	root := t.TempDir()
 	ctx := testContext(t)
-	p := openProvider(ctx, t, root, "")
+	p := openProvider(ctx, t, root, "", nil)
 	id := p.id
 	p.end()
 	h := &history{steps: map[point.ID]uint64{}, committed: map[point.ID]bool{}, forgetting: map[point.ID]bool{}, forgot: map[point.ID]bool{}}
 	for round := range rounds {
-		killChild(ctx, t, root, id, h)
+		at := crashMoment(random)
+		if round == 0 {
+			at.Commits = max(at.Commits, 1) // so that there is something to lose
+		}
+		before := len(h.committed)
+		runChild(ctx, t, root, id, at, random.Uint64(), h)
+		if n := len(h.committed) - before; n < at.Commits {
+			t.Errorf("the child died after %d commits, its moment was: %s", n, at)
+		}
 		checkAfterKill(ctx, t, root, id, h)
 		if t.Failed() {
-			t.Fatalf("after round %d", round)
+			t.Fatalf("life %d, which ended after %s", round, at)
 		}
 	}
 	t.Logf("%d points committed, %d forgotten in %d lives", len(h.committed), len(h.forgot), rounds)
-	if len(h.committed) == 0 {
-		t.Error("no child came so far as to commit")
-	}
 }
 
-// killChild runs the child for a random time.
-func killChild(ctx context.Context, t *testing.T, root, id string, h *history) {
+// runChild runs the child until its moment.
+func runChild(ctx context.Context, t *testing.T, root, id string, at moment, seed uint64, h *history) {
 	t.Helper()
 	child := exec.CommandContext(ctx, os.Args[0], "-test.run", "^TestCrashChild$", "-test.v")
-	child.Env = append(os.Environ(), crashDir+"="+root, crashRepository+"="+id)
+	child.Env = append(os.Environ(), crashDir+"="+root, crashRepository+"="+id, crashAt+"="+at.String(), fmt.Sprintf("%s=%d", crashSeed, seed))
 	out, err := child.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -239,21 +271,17 @@ func killChild(ctx context.Context, t *testing.T, root, id string, h *history) {
 	var text strings.Builder
 	lines := bufio.NewScanner(io.TeeReader(out, &text))
 	for lines.Scan() {
-		was := h.ready
-		if h.note(lines.Text()); h.ready && !was {
-			timer := time.AfterFunc(time.Duration(rand.IntN(900))*time.Millisecond, func() { _ = child.Process.Kill() })
-			defer timer.Stop()
-		}
+		h.note(lines.Text())
 	}
 	_ = child.Wait()
-	if !h.ready || child.ProcessState.Exited() { // it has to be killed, not to end
-		t.Fatalf("the child ended by itself:\n%s", text.String())
+	if !h.ready || child.ProcessState.Exited() || ctx.Err() != nil { // it has to be killed at its moment, not to end
+		t.Fatalf("the child ended otherwise, %v, its moment was %s:\n%s", child.ProcessState, at, text.String())
 	}
 }
 
 func checkAfterKill(ctx context.Context, t *testing.T, root, id string, h *history) {
 	t.Helper()
-	p := openProvider(ctx, t, root, id)
+	p := openProvider(ctx, t, root, id, nil)
 	defer p.end()
 	points, err := p.repo.Points(ctx, "", "", 0)
 	if err != nil {

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -384,9 +386,15 @@ func wantIs(t *testing.T, what string, err, want error) {
 	}
 }
 
+// seeded is chance that HOLDFAST_TEST_SEED=seed repeats.
 func seeded(t *testing.T) *rand.Rand {
 	t.Helper()
 	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	if text := os.Getenv("HOLDFAST_TEST_SEED"); text != "" {
+		if _, err := fmt.Sscan(text, &seed); err != nil {
+			t.Fatalf("read the seed %q: %v", text, err)
+		}
+	}
+	t.Logf("HOLDFAST_TEST_SEED=%d repeats this", seed)
 	return rand.New(rand.NewPCG(seed, 0))
 }
