@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/build/tools/bin:$(PATH):/usr/local/go/bin:/usr/sbin:/sb
 version = $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 gobuild = go build -trimpath -buildvcs=false -ldflags '-X main.version=$(version)'
 
-.PHONY: help build demo test check bench generate clean programs ready-build ready-demo
+.PHONY: help build demo test check bench generate clean programs ready-build ready-demo ready-bench
 
 help:
 	@echo 'make TARGET, where TARGET is'
@@ -28,7 +28,7 @@ demo: ready-demo programs ## a real machine is backed up, destroyed, restored an
 	@$(gobuild) -o build/demo ./testenv/demo
 	@KEEP=$(KEEP) exec build/demo
 
-ready-build ready-demo: ready-%:
+ready-build ready-demo ready-bench: ready-%:
 	@testenv/setup.sh $*
 
 test: ## every suite, with the minutes that each took (SUITE="unit libvirt" runs some of them)
@@ -39,8 +39,10 @@ check: ## format, vet, linters, generated code, licences, shell scripts, the bui
 	@testenv/setup.sh lint
 	@.ci/check
 
-bench: build ## full, unchanged, incremental and restore: wall, CPU, memory, stored bytes
-	@go run ./testenv/bench
+bench: ready-bench ## Holdfast beside restic, kopia and borg: time, CPU, memory, bytes (BENCH=large, OPS=full, PEERS=…, REPEAT=1, GIB=4)
+	@go build -o build/bench ./testenv/bench
+	@exec build/bench $(if $(BENCH),-parts $(BENCH)) $(if $(OPS),-ops $(OPS)) $(if $(PEERS),-peers $(PEERS)) \
+		$(if $(REPEAT),-repeat $(REPEAT)) $(if $(GIB),-gib $(GIB))
 
 generate: ## generated code and the API document, from their sources
 	@testenv/setup.sh lint

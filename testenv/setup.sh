@@ -6,6 +6,7 @@
 #   testenv/setup.sh test     build, and everything that the tests run: libvirt, QEMU, PostgreSQL, NBD tools, Python
 #   testenv/setup.sh demo     build, and what the demo runs: libvirt, QEMU, the guest's parts
 #   testenv/setup.sh lint     build, and what make check runs
+#   testenv/setup.sh bench    build, and the tools that make bench compares with
 #
 # Packages are installed as root or through sudo. Without either the script says what is missing: the tests that need it
 # are then skipped and the demo falls back to a session libvirtd or to the simulated hypervisor. Where CI=true, anything
@@ -21,8 +22,8 @@ readonly links=$PWD/build/tools/bin # first in the Makefile's PATH
 
 # One line per package: the modes that need it, its name, what it is for.
 readonly packages='
-build test demo lint | gcc                        | compiles libzstd into the data path; without it the slower pure Go codec is used
-build test demo lint | libc6-dev                  | headers for gcc
+build test demo lint bench | gcc                  | compiles libzstd into the data path; without it the slower pure Go codec is used
+build test demo lint bench | libc6-dev            | headers for gcc
      test demo      | libvirt-daemon              | the hypervisor daemon that tests and demo run one of per site
      test demo      | libvirt-daemon-driver-qemu  | lets that daemon run QEMU
      test demo      | libvirt-clients             | virsh, to look at a site from outside Holdfast
@@ -35,7 +36,7 @@ build test demo lint | libc6-dev                  | headers for gcc
      test demo      | mtools                      | writes the boot file system of the guest without mounting it
      test demo      | dosfstools                  | makes that file system
      test demo      | fdisk                       | partitions the disk of the guest
-     test demo      | e2fsprogs                   | makes the root file system of the guest
+     test demo bench | e2fsprogs                  | makes the file systems of guests and of the images that bench backs up
      test demo      | iproute2                    | network namespaces: two sites with a network between them
      test           | libnbd-bin                  | nbdinfo and nbdcopy, the judges of our NBD client and server
      test           | nbdkit                      | an independent NBD server
@@ -48,6 +49,7 @@ build test demo lint | libc6-dev                  | headers for gcc
      test           | npm                         | fetches what that plugin imports
                lint | shellcheck                  | reads the shell scripts
                lint | protobuf-compiler           | generates the plugin protocol from its .proto
+              bench | borgbackup                  | a tool to compare with
 '
 
 log=$(mktemp)
@@ -279,11 +281,33 @@ ensure_generator() {
 	GOBIN=$links go install "$module@v$version" 2>"$log" || { tail -n 3 "$log"; go_on "make generate will not work"; }
 }
 
+# ---- tools to compare with
+
+# Without one of them bench leaves it out and says so.
+ensure_peers() {
+	ensure_peer restic 0.19.1 github.com/restic/restic github.com/restic/restic/cmd/restic
+	ensure_peer rest-server 0.14.0 github.com/restic/rest-server github.com/restic/rest-server/cmd/rest-server
+	ensure_peer kopia 0.23.1 github.com/kopia/kopia github.com/kopia/kopia
+}
+
+# ensure_peer builds a program of a module of its own, since go install refuses modules that replace others.
+ensure_peer() {
+	local name=$1 version=$2 module=$3 package=$4 work
+	go version -m "$links/$name" 2>/dev/null | grep -q "dep.$module.v$version" && return
+	say "missing $name $version: bench compares with it"
+	work=$(mktemp -d)
+	mkdir -p "$links"
+	(cd "$work" && go mod init peer && go mod edit -require="$module@v$version" &&
+		go build -mod=mod -o "$links/$name" "$package") >"$log" 2>&1 ||
+		{ tail -n 3 "$log"; say "going on without $name"; }
+	rm -rf "$work"
+}
+
 # ---- what was asked for
 
 mode=${1:-}
 case $mode in
-build | test | demo | lint) ;;
+build | test | demo | lint | bench) ;;
 *)
 	sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
 	exit 2
@@ -302,3 +326,4 @@ fi
 ensure_go
 ensure_modules
 [ "$mode" != lint ] || ensure_generators
+[ "$mode" != bench ] || ensure_peers

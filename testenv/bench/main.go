@@ -1,48 +1,72 @@
-// Command bench measures the whole way of a disk: agent to server over TLS on
-// loopback, encryption at the source, durable commit, every process real.
+// Command bench measures Holdfast beside the backup tools that people know, in
+// one run on one machine.
 //
-//	bench [-size GIB] [-changed SHARE] [-cgo=false] [-keep] [-tsv FILE]
+//	bench [-parts pair,big,…] [-peers a,b] [-ops a,b] [-repeat N] [-gib N] [-changed SHARE] [-tsv FILE] [-dir DIR]
 //
-// It makes a deterministic disk, backs it up in full, again without a change,
-// after writing to a share of it, and restores it to a file that is compared
-// byte by byte. For each it prints wall time, the CPU time of all processes, the
-// largest memory that agent, plugin and server ever had, what was read, sent
-// and stored, and the ratio to the full backup of the same run.
+// The Makefile passes BENCH, PEERS, OPS, REPEAT and GIB on:
+//
+//	make bench
+//	make bench BENCH=large
+//	make bench OPS=full PEERS=holdfast REPEAT=1      the fastest look at one operation
+//
+// The input is a pair of images of a machine's disk, made once and kept in the
+// cache: an ext4 file system with programs and documents of this machine,
+// databases, logs, what does not compress, files that are there twice, files
+// that were deleted, and more than a third of nothing; on the second day 2.8 %
+// are different. Each tool has a server of its own and backs the disk up in
+// full, once more without a change, then on the second day, and restores that;
+// the result is compared byte by byte. Operations of one repeat follow each
+// other tool by tool, so that a machine that gets slower does so for all; before
+// each one caches are dropped, its input is read once, and memory is touched.
+//
+// Wall time of a restore counts until the kernel has it on disk, since not every
+// tool sees to that itself. CPU time is that of all processes that took part.
+// Ratios are taken repeat by repeat; what is printed are medians.
 package main
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/signal"
 	"path/filepath"
-	"strconv"
+	"slices"
+	"strings"
 	"syscall"
-	"text/tabwriter"
 	"time"
-
-	"github.com/holdfast-dr/holdfast/sdk"
-	"github.com/holdfast-dr/holdfast/sdk/sim"
-	"github.com/holdfast-dr/holdfast/testenv/stack"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	var o options
-	flag.Int64Var(&o.gib, "size", 2, "size of the disk, GiB")
-	flag.Float64Var(&o.changed, "changed", 0.028, "share of the disk that changes before the incremental")
-	flag.BoolVar(&o.cgo, "cgo", true, "build with libzstd; false: pure Go")
-	flag.BoolVar(&o.sparse, "sparse", false, "a disk of zeroes but for its first GiB, to see memory on large disks")
-	flag.BoolVar(&o.keep, "keep", false, "leave the directory behind")
-	flag.StringVar(&o.tsv, "tsv", "", "write the figures to this file, too")
+	var parts, peers, ops string
+	var touch int64
+	flag.StringVar(&parts, "parts", "pair", "what is measured: "+strings.Join(names(allParts), ", ")+`; "large" is all of it`)
+	flag.StringVar(&peers, "peers", "", "tools, comma-separated (default all): "+strings.Join(names(kinds), ", "))
+	flag.StringVar(&ops, "ops", "", "operations, comma-separated (default all): full, unchanged, incremental, restore")
+	flag.IntVar(&o.repeat, "repeat", 0, "how often; medians are printed (default 3, of large parts 1)")
+	flag.Int64Var(&o.gib, "gib", 4, "size of the disk of the part pair, GiB")
+	flag.Float64Var(&o.changed, "changed", 0.028, "share of that disk that is different on the second day")
+	flag.StringVar(&o.tsv, "tsv", filepath.Join("build", "bench.tsv"), "where every measurement is written")
+	flag.StringVar(&o.dir, "dir", "", "work below this directory (default the one for temporary files)")
+	flag.BoolVar(&o.keep, "keep", false, "leave repositories and logs behind")
+	flag.Int64Var(&touch, touchFlag[1:], 0, "bench's own: touch so many bytes of memory, and end")
 	flag.Parse()
-	if err := o.run(ctx); err != nil {
+	var err error
+	switch {
+	case touch > 0:
+		err = touchMemory(touch)
+	case flag.NArg() > 0:
+		err = fmt.Errorf("unexpected argument %q; bench -help", flag.Arg(0))
+	default:
+		if err = o.choose(parts, peers, ops); err == nil {
+			err = o.run(ctx)
+		}
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		stop()
 		os.Exit(1)
@@ -50,293 +74,240 @@ func main() {
 }
 
 type options struct {
-	gib          int64
-	changed      float64
-	cgo          bool
-	sparse, keep bool
-	tsv          string
+	parts   []part
+	peers   []kind
+	ops     []operation
+	repeat  int
+	gib     int64
+	changed float64
+	tsv     string
+	dir     string
+	keep    bool
 }
 
-// figures are what one operation took.
-type figures struct {
-	name                     string
-	wall, cpu                time.Duration
-	agent, plugin, server    int64 // peak memory, bytes
-	read, sent, stored, repo int64
+// part is one table of the report.
+type part struct {
+	name string
+	run  func(b *bench, ctx context.Context) error
 }
 
-func (o options) run(ctx context.Context) (err error) {
-	dir, err := os.MkdirTemp("", "hf-bench-")
-	if err != nil {
+func (p part) String() string { return p.name }
+func (k kind) String() string { return k.name }
+
+func names[T fmt.Stringer](all []T) (list []string) {
+	for _, x := range all {
+		list = append(list, x.String())
+	}
+	return list
+}
+
+// pick takes what is named in a list; all of it for an empty one.
+func pick[T any](what, list string, all []T, name func(T) string) ([]T, error) {
+	if list == "" {
+		return all, nil
+	}
+	var chosen []T
+	for want := range strings.SplitSeq(list, ",") {
+		i := slices.IndexFunc(all, func(x T) bool { return name(x) == strings.TrimSpace(want) })
+		if i < 0 {
+			return nil, fmt.Errorf("there is no %s %q; bench -help lists them", what, want)
+		}
+		chosen = append(chosen, all[i])
+	}
+	return chosen, nil
+}
+
+func (o *options) choose(parts, peers, ops string) (err error) {
+	if parts == "large" {
+		parts = ""
+	}
+	if o.parts, err = pick("part", parts, allParts, part.String); err != nil {
 		return err
 	}
-	if o.keep {
-		fmt.Println("directory:", dir)
-	} else {
-		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	}
-	b, err := o.prepare(ctx, dir)
-	if err != nil {
+	if o.peers, err = pick("tool", peers, kinds, kind.String); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, b.stack.Close()) }()
-	all, err := b.measure(ctx)
-	if len(all) > 0 {
-		err = errors.Join(err, o.print(all))
-	}
+	o.ops, err = pick("operation", ops, operations, func(op operation) string { return string(op) })
 	return err
 }
 
+// bench is a run.
 type bench struct {
 	options
-	dir     string
-	stack   *stack.Stack
-	hv      *sim.Hypervisor
-	machine sdk.Machine
-	image   image
+	work string // directory of this run
+	bin  string
+	rows *rows
 }
 
-const machineName = "bench"
-
-func (o options) prepare(ctx context.Context, dir string) (*bench, error) {
-	b := &bench{options: o, dir: dir, image: image{seed: 1, size: o.gib << 30}}
-	bin := filepath.Join(dir, "bin")
-	cgo := "CGO_ENABLED=1"
-	if !o.cgo {
-		cgo = "CGO_ENABLED=0"
+func (o options) run(ctx context.Context) (err error) {
+	b := &bench{options: o}
+	if o.dir != "" {
+		if err := os.MkdirAll(o.dir, 0o755); err != nil {
+			return err
+		}
 	}
-	fmt.Println("building the programs …")
-	if err := stack.Build(ctx, bin, []string{cgo}, "sim"); err != nil {
-		return nil, err
+	if b.work, err = os.MkdirTemp(o.dir, "hf-bench-"); err != nil {
+		return err
 	}
-	hypervisor := filepath.Join(dir, "hypervisor")
-	var err error
-	if b.hv, err = sim.Open(hypervisor); err != nil {
-		return nil, err
+	if o.keep {
+		progress("directory: %s", b.work)
+	} else {
+		defer func() { err = errors.Join(err, os.RemoveAll(b.work)) }()
 	}
-	fmt.Printf("making a disk of %d GiB …\n", o.gib)
-	if err := b.fill(); err != nil {
-		return nil, err
+	b.bin = filepath.Join(b.work, "bin")
+	if b.rows, err = newRows(o.tsv); err != nil {
+		return err
 	}
-	if b.stack, err = stack.New(stack.Options{Dir: filepath.Join(dir, "s"), Bin: bin}); err != nil {
-		return nil, err
+	defer func() { err = errors.Join(err, b.rows.close()) }()
+	for _, p := range o.parts {
+		if err := p.run(b, ctx); err != nil {
+			return fmt.Errorf("%s: %w", p.name, err)
+		}
 	}
-	if err := b.start(ctx, hypervisor); err != nil {
-		return nil, errors.Join(err, b.stack.Close())
-	}
-	return b, nil
+	return nil
 }
 
-func (b *bench) fill() error {
-	m, err := b.hv.CreateMachine(sim.MachineSpec{Name: machineName, DiskBytes: []int64{b.image.size}, State: sdk.StateRunning})
+// repeats is how often a part is measured.
+func (b *bench) repeats(usual int) int {
+	if b.repeat > 0 {
+		return b.repeat
+	}
+	return usual
+}
+
+// available builds what has to be built, and leaves out the peers that cannot
+// be had, saying so.
+func (b *bench) available(ctx context.Context, r *round, wanted []kind) (found []kind, err error) {
+	for _, k := range wanted {
+		if _, err := k.make(r); err != nil {
+			progress("%s is left out: %v", k.name, err)
+			continue
+		}
+		if k.build != nil {
+			if _, err := os.Stat(filepath.Join(b.bin, k.name)); err != nil {
+				if err := k.build(ctx, b.bin); err != nil {
+					return nil, err
+				}
+			}
+		}
+		found = append(found, k)
+	}
+	if len(found) == 0 {
+		return nil, errors.New("no tool is left to be measured")
+	}
+	return found, nil
+}
+
+// compare is a part in which tools back one pair of images up.
+type compare struct {
+	title   string
+	recipe  recipe
+	peers   []kind
+	ops     []operation
+	repeats int
+	targets []target
+}
+
+func (b *bench) compare(ctx context.Context, c compare) error {
+	images, err := makePair(ctx, c.recipe)
 	if err != nil {
 		return err
 	}
-	b.machine = m
-	buf := make([]byte, segment)
-	segments := b.image.segments()
-	if b.sparse {
-		segments = min(segments, 1024)
+	peers, err := b.available(ctx, &round{pair: images, bin: b.bin}, c.peers)
+	if err != nil {
+		return err
 	}
-	for i := range segments {
-		if b.image.read(buf, i) {
-			if err := b.hv.WriteDisk(m.ID, m.Disks[0].ID, i*segment, buf); err != nil {
-				return err
+	for n := range c.repeats {
+		r := &round{dir: filepath.Join(b.work, fmt.Sprintf("r%d", n+1)), pair: images, bin: b.bin}
+		if err := b.round(ctx, c, n+1, r, peers); err != nil {
+			return err
+		}
+	}
+	b.rows.print(c)
+	return nil
+}
+
+// round measures every operation with every peer once, and removes what they
+// made.
+func (b *bench) round(ctx context.Context, c compare, n int, r *round, kinds []kind) (err error) {
+	if !b.keep {
+		defer func() { err = errors.Join(err, os.RemoveAll(r.dir)) }()
+	}
+	var peers []peer
+	defer func() {
+		for _, p := range peers {
+			if fault := p.stop(); fault != nil {
+				progress("%s: %v", p.name(), fault)
+			}
+		}
+	}()
+	for _, k := range kinds {
+		p, err := k.make(r)
+		if err != nil {
+			return err
+		}
+		peers = append(peers, p)
+		if err := p.start(ctx); err != nil {
+			return fmt.Errorf("start %s: %w", p.name(), err)
+		}
+	}
+	for _, op := range operations {
+		measured := slices.Contains(c.ops, op)
+		if !measured && !required(op, c.ops) {
+			continue
+		}
+		for _, p := range peers {
+			row, err := b.measure(ctx, c, r, p, op, measured)
+			if err != nil {
+				return fmt.Errorf("%s %s: %w", p.name(), op, err)
+			}
+			if measured {
+				row.part, row.repeat = c.title, n
+				b.rows.add(row)
 			}
 		}
 	}
 	return nil
 }
 
-func (b *bench) start(ctx context.Context, hypervisor string) error {
-	if err := b.stack.StartServer(ctx); err != nil {
-		return err
-	}
-	if err := b.stack.StartAgent(ctx); err != nil {
-		return err
-	}
-	if err := b.stack.Connect(ctx, filepath.Join(b.dir, "kit.txt")); err != nil {
-		return err
-	}
-	for _, command := range [][]string{
-		{"plugin", "enable", "sim"},
-		{"endpoint", "add", "lab", "--plugin", "sim", "--set", "dir=" + hypervisor},
-		{"job", "create", "bench", "--endpoint", "lab", "--repository", "backups", "--machine", machineName, "--quiesce", "none"},
-	} {
-		if _, err := b.stack.Run(ctx, command...); err != nil {
-			return err
-		}
-	}
-	return nil
+// required says whether others cannot be measured without this one.
+func required(op operation, measured []operation) bool {
+	return op == opFull && len(measured) > 0 && !slices.Equal(measured, []operation{opFull})
 }
 
-// run is what a run answers, as far as it is of interest here.
-type run struct {
-	State    string
-	Machines []struct {
-		Point       string
-		ReadBytes   int64 `json:"read_bytes"`
-		SentBytes   int64 `json:"sent_bytes"`
-		StoredBytes int64 `json:"stored_bytes"`
-		Warnings    []string
-	}
-	Restored struct {
-		WrittenBytes int64 `json:"written_bytes"`
-	}
-}
-
-func (b *bench) measure(ctx context.Context) ([]figures, error) {
-	var all []figures
-	var last run
-	backup := func(name string) error {
-		f, r, err := b.operation(ctx, name, "job", "run", "bench", "--wait")
-		if err != nil {
-			return err
-		}
-		if len(r.Machines) != 1 || r.Machines[0].Point == "" {
-			return fmt.Errorf("%s: the run made no point", name)
-		}
-		f.read, f.sent, f.stored = r.Machines[0].ReadBytes, r.Machines[0].SentBytes, r.Machines[0].StoredBytes
-		all, last = append(all, f), r
-		return nil
-	}
-	if err := backup("full"); err != nil {
-		return all, err
-	}
-	if err := backup("unchanged"); err != nil {
-		return all, err
-	}
-	if !b.sparse {
-		err := b.image.changes(b.changed, func(c change) error {
-			return b.hv.WriteDisk(b.machine.ID, b.machine.Disks[0].ID, c.offset, c.data)
-		})
-		if err != nil {
-			return all, err
-		}
-		if err := backup("incremental"); err != nil {
-			return all, err
-		}
-	}
-	target := filepath.Join(b.dir, "restored.raw")
-	f, r, err := b.operation(ctx, "restore", "restore", "disk", last.Machines[0].Point, "--to", target, "--wait")
+func (b *bench) measure(ctx context.Context, c compare, r *round, p peer, op operation, measured bool) (row, error) {
+	cmd, inputs, err := p.ready(ctx, op)
 	if err != nil {
-		return all, err
+		return row{}, err
 	}
-	f.read = r.Restored.WrittenBytes
-	if err := b.compare(target); err != nil {
-		return all, err
+	if measured {
+		if err := settle(ctx, inputs); err != nil {
+			return row{}, err
+		}
 	}
-	return append(all, f), nil
-}
-
-// operation runs one command and measures all processes around it.
-func (b *bench) operation(ctx context.Context, name string, args ...string) (figures, run, error) {
-	fmt.Printf("%s …\n", name)
-	before, err := b.usage()
+	stderr := new(strings.Builder)
+	cmd.Stderr = stderr
+	a, err := measure(ctx, cmd, p.daemons())
 	if err != nil {
-		return figures{}, run{}, err
+		return row{}, fmt.Errorf("%w: %s", err, lastLine(stderr.String()))
 	}
-	var r run
-	began := time.Now()
-	if err := b.stack.JSON(ctx, &r, args...); err != nil {
-		return figures{}, run{}, fmt.Errorf("%s: %w", name, err)
+	if err := p.check(ctx, op); err != nil {
+		return row{}, err
 	}
-	f := figures{name: name, wall: time.Since(began)}
-	after, err := b.usage()
-	if err != nil {
-		return figures{}, run{}, err
+	if op == opRestore {
+		day := 1
+		if slices.Contains(c.ops, opIncremental) {
+			day = 2
+		}
+		if err := sameBytes(r.day(day), p.restored()); err != nil {
+			return row{}, err
+		}
 	}
-	f.agent, f.plugin, f.server = after.agent, after.plugin, after.server
-	f.cpu = after.cpu - before.cpu
-	f.repo, err = sizeOf(b.stack.Repository())
-	return f, r, err
+	stored, err := sizeOf(p.repository())
+	progress("%-16s %-12s %7.2f s wall %7.2f s CPU", p.name(), op, a.wall.Seconds(), a.cpuTotal().Seconds())
+	return row{peer: p.name(), op: op, account: a, stored: stored}, err
 }
 
-func (b *bench) usage() (figures, error) {
-	server, err1 := b.stack.Server.Usage()
-	agent, err2 := b.stack.Agent.Usage()
-	children, err3 := b.stack.Agent.Children()
-	if err := errors.Join(err1, err2, err3); err != nil {
-		return figures{}, err
-	}
-	f := figures{cpu: server.CPU + agent.CPU, agent: agent.Peak, server: server.Peak}
-	for _, u := range children {
-		f.cpu += u.CPU
-		f.plugin = max(f.plugin, u.Peak)
-	}
-	return f, nil
-}
-
-// sizeOf is what a directory takes on disk.
-func sizeOf(dir string) (total int64, err error) {
-	err = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
-		if err != nil || !d.Type().IsRegular() {
-			return err
-		}
-		info, err := d.Info()
-		if err == nil {
-			total += info.Size()
-		}
-		return err
-	})
-	return total, err
-}
-
-func (b *bench) compare(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	want, got := make([]byte, 4*segment), make([]byte, 4*segment)
-	for off := int64(0); off < b.image.size; off += int64(len(want)) {
-		n := min(int64(len(want)), b.image.size-off)
-		if err := b.hv.ReadDisk(b.machine.ID, b.machine.Disks[0].ID, off, want[:n]); err != nil {
-			return err
-		}
-		if _, err := f.ReadAt(got[:n], off); err != nil {
-			return err
-		}
-		if !bytes.Equal(want[:n], got[:n]) {
-			return fmt.Errorf("the restored disk differs from the source near byte %d", off)
-		}
-	}
-	return nil
-}
-
-func (o options) print(all []figures) error {
-	mib := func(n int64) string { return strconv.FormatFloat(float64(n)/(1<<20), 'f', 1, 64) }
-	var rows [][]string
-	for _, f := range all {
-		rows = append(rows, []string{f.name, fmt.Sprintf("%.2f", f.wall.Seconds()), fmt.Sprintf("%.2f", f.cpu.Seconds()),
-			fmt.Sprintf("%.3f", f.wall.Seconds()/all[0].wall.Seconds()), mib(f.agent), mib(f.plugin), mib(f.server),
-			mib(f.read), mib(f.stored), mib(f.repo)})
-	}
-	header := []string{"operation", "wall s", "CPU s", "vs full", "agent MiB", "plugin MiB", "server MiB", "read MiB", "sent MiB", "repository MiB"}
-	fmt.Printf("\n%d GiB, %.1f %% changed, TLS, encrypted at the source, durable commit; memory is each process's peak so far\n", o.gib, 100*o.changed)
-	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	for _, row := range append([][]string{header}, rows...) {
-		for _, c := range row {
-			fmt.Fprint(t, c, "\t")
-		}
-		fmt.Fprintln(t)
-	}
-	if err := t.Flush(); err != nil || o.tsv == "" {
-		return err
-	}
-	f, err := os.Create(o.tsv)
-	if err != nil {
-		return err
-	}
-	w := bufio.NewWriter(f)
-	for _, row := range append([][]string{header}, rows...) {
-		for i, c := range row {
-			if i > 0 {
-				fmt.Fprint(w, "\t")
-			}
-			fmt.Fprint(w, c)
-		}
-		fmt.Fprintln(w)
-	}
-	return errors.Join(w.Flush(), f.Close())
+func progress(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "%s "+format+"\n", append([]any{time.Now().Format(time.TimeOnly)}, args...)...)
 }

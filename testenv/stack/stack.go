@@ -240,6 +240,14 @@ func (s *Stack) Provider(ctx context.Context, args ...string) (string, error) {
 	return s.command(ctx, s.ServerPrefix, env, nil, args)
 }
 
+// Command is a command of the tenant that the caller runs.
+func (s *Stack) Command(ctx context.Context, args ...string) *exec.Cmd {
+	command := append(append([]string(nil), s.AgentPrefix...), append([]string{filepath.Join(s.Bin, "holdfast")}, args...)...)
+	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
+	cmd.Env = s.environment()
+	return cmd
+}
+
 func (s *Stack) command(ctx context.Context, prefix, env []string, stdin io.Reader, args []string) (string, error) {
 	command := append(append([]string(nil), prefix...), append([]string{filepath.Join(s.Bin, "holdfast")}, args...)...)
 	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
