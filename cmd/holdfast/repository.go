@@ -17,6 +17,9 @@ func repositoryCommand(a *app) *cobra.Command {
 		repositoryRunCommand(a, "verify", "Read everything and check it, without keys",
 			"Damaged records are named and, where the machine still has them, come back with its next backup."),
 		repositoryRunCommand(a, "collect", "Free the space of what no point uses any more", "It is safe beside running backups and restores."),
+		repositoryRunCommand(a, "account", "Account for every byte: what needs it, and whether that is what is charged",
+			`What live points need, what arrived and is in no point yet, what only the bin needs, waste that a collection frees, and
+overhead add up to the bytes on disk.`),
 		repositoryRunCommand(a, "import", "Rebuild the catalogue from the manifests in the store",
 			"Needed after the database was restored from a backup, and after a cloud repository was created with --id: until then such a repository takes no writes."))
 }
@@ -187,6 +190,8 @@ func startRun(cmd *cobra.Command, c *client.Client, verb string, r client.CloudR
 		return c.VerifyCloudRepository(cmd.Context(), r.Tenant, r.Id, &client.VerifyCloudRepositoryParams{IdempotencyKey: newKey()})
 	case "collect":
 		return c.CollectCloudRepository(cmd.Context(), r.Tenant, r.Id, &client.CollectCloudRepositoryParams{IdempotencyKey: newKey()})
+	case "account":
+		return c.AccountCloudRepository(cmd.Context(), r.Tenant, r.Id, &client.AccountCloudRepositoryParams{IdempotencyKey: newKey()})
 	}
 	return c.ImportCloudRepository(cmd.Context(), r.Tenant, r.Id, &client.ImportCloudRepositoryParams{IdempotencyKey: newKey(), AcceptLoss: given(loss)})
 }

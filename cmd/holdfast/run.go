@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast-dr/holdfast/core/agent"
+	"github.com/holdfast-dr/holdfast/core/api"
 	"github.com/holdfast-dr/holdfast/core/client"
 	"github.com/holdfast-dr/holdfast/core/job"
 )
@@ -274,7 +275,10 @@ func (a *app) showRun(r runView) error {
 	for _, w := range r.Warnings {
 		fields = append(fields, field{"warning", w})
 	}
-	if len(r.Result) > 0 && len(r.Machines) == 0 {
+	switch account := accountFields(r); {
+	case account != nil:
+		fields = append(fields, account...)
+	case len(r.Result) > 0 && len(r.Machines) == 0:
 		fields = append(fields, field{"result", string(r.Result)})
 	}
 	if err := show(a, r, fields...); err != nil {
@@ -285,6 +289,27 @@ func (a *app) showRun(r runView) error {
 	}
 	fmt.Fprintln(a.out)
 	return a.listResults(r.Machines)
+}
+
+// accountFields are the books of a cloud repository, if the run made them.
+func accountFields(r runView) []field {
+	var v accountResult
+	if r.Kind != api.RunAccount || json.Unmarshal(r.Result, &v) != nil {
+		return nil
+	}
+	balance := "yes: what is charged is what is there"
+	switch {
+	case v.Busy:
+		balance = "not told: it was written to all the time"
+	case !v.Balanced:
+		balance = fmt.Sprintf("no: charged are %d bytes of points and %d that are in none", v.ChargedBytes, v.ChargedPendingBytes)
+	}
+	exact := func(n int64) string { return fmt.Sprintf("%s (%d)", bytesText(n), n) }
+	return []field{
+		{"live", exact(v.LiveBytes)}, {"pending", exact(v.PendingBytes)}, {"bin", exact(v.BinBytes)}, {"waste", exact(v.WasteBytes)},
+		{"overhead", exact(v.OverheadBytes)}, {"on disk", exact(v.TotalBytes)}, {"in the spool", exact(v.SpooledBytes)},
+		{"objects", fmt.Sprintf("%d, of them %d packs with %d records", v.Objects, v.Packs, v.Records)}, {"balanced", balance},
+	}
 }
 
 func restoredFields(r runView) []field {

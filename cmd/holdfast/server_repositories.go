@@ -498,6 +498,7 @@ func (s *repositories) handlers() map[job.Kind]job.Handler {
 		api.RunVerify:  s.job(verifyRepository),
 		api.RunCollect: s.job(collectRepository),
 		api.RunImport:  s.job(importRepository),
+		api.RunAccount: s.job(s.accountRepository),
 	}
 }
 

@@ -131,3 +131,74 @@ func importRepository(ctx context.Context, x *job.Execution, o *openRepository, 
 	}
 	return o.held.Release()
 }
+
+// accountResult is what an account answers. The parts add up to the bytes on
+// disk; balanced says that what is charged is what is there.
+type accountResult struct {
+	LiveBytes     int64 `json:"live_bytes"`
+	PendingBytes  int64 `json:"pending_bytes"`
+	BinBytes      int64 `json:"bin_bytes"`
+	WasteBytes    int64 `json:"waste_bytes"`
+	OverheadBytes int64 `json:"overhead_bytes"`
+	TotalBytes    int64 `json:"total_bytes"`
+	SpooledBytes  int64 `json:"spooled_bytes"`
+	Objects       int   `json:"objects"`
+	Packs         int   `json:"packs"`
+	Records       int64 `json:"records"`
+
+	ChargedBytes        int64 `json:"charged_bytes"`         // to points
+	ChargedPendingBytes int64 `json:"charged_pending_bytes"` // for what arrived and is in no point
+	Balanced            bool  `json:"balanced"`
+	Busy                bool  `json:"busy,omitempty"` // written to all the time, so that no moment could be compared
+}
+
+// accountTries is how often a repository is counted that somebody writes to.
+const accountTries = 3
+
+// accountRepository finds where every byte of a repository is, and whether that
+// is what its tenant is charged for.
+func (s *repositories) accountRepository(ctx context.Context, x *job.Execution, o *openRepository, r quota.CloudRepository) error {
+	var result accountResult
+	for try := 1; try <= accountTries; try++ {
+		var err error
+		if result, err = s.account(ctx, x, o, r); err != nil {
+			return err
+		}
+		if !result.Busy {
+			break
+		}
+	}
+	if !result.Balanced && !result.Busy {
+		x.Warn(job.Failure{Side: "provider",
+			Message: fmt.Sprintf("charged are %d bytes of points and %d that are in none, the store has %d and %d", result.ChargedBytes,
+				result.ChargedPendingBytes, result.LiveBytes, result.PendingBytes),
+			Hint: "run holdfast repository collect, which settles the charge, then account again; if they still differ, run holdfast repository verify"})
+	}
+	return x.SetResult(result)
+}
+
+// account counts once, and compares.
+func (s *repositories) account(ctx context.Context, x *job.Execution, o *openRepository, r quota.CloudRepository) (accountResult, error) {
+	start := time.Now()
+	before, err := s.db.Quotas().Get(ctx, r.TenantID, r.ID)
+	if err != nil {
+		return accountResult{}, err
+	}
+	u, err := o.repository.Usage(ctx, repository.UsageOptions{Progress: func(u repository.Usage) error {
+		x.Report(job.Progress{Phase: "account", DoneBytes: u.TotalBytes, TotalBytes: max(u.TotalBytes, before.UsedBytes+before.UnreferencedBytes),
+			Rate: float64(u.TotalBytes) / max(time.Since(start).Seconds(), 1e-3), Time: time.Now()})
+		return nil
+	}})
+	if err != nil {
+		return accountResult{}, err
+	}
+	after, err := s.db.Quotas().Get(ctx, r.TenantID, r.ID)
+	if err != nil {
+		return accountResult{}, err
+	}
+	balanced := u.LiveBytes == after.UsedBytes && u.PendingBytes == after.UnreferencedBytes
+	steady := before.UsedBytes == after.UsedBytes && before.UnreferencedBytes == after.UnreferencedBytes
+	return accountResult{LiveBytes: u.LiveBytes, PendingBytes: u.PendingBytes, BinBytes: u.BinBytes, WasteBytes: u.WasteBytes,
+		OverheadBytes: u.OverheadBytes, TotalBytes: u.TotalBytes, SpooledBytes: u.SpooledBytes, Objects: u.Objects, Packs: u.Packs, Records: u.Records,
+		ChargedBytes: after.UsedBytes, ChargedPendingBytes: after.UnreferencedBytes, Balanced: balanced, Busy: !balanced && !steady}, nil
+}

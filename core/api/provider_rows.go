@@ -55,6 +55,7 @@ var providerRows = map[string]Row{
 
 	"verify-cloud-repository":  provider(access.Operate),
 	"collect-cloud-repository": provider(access.Operate),
+	"account-cloud-repository": provider(access.Operate),
 	"import-cloud-repository":  provider(access.Manage),
 	"list-runs":                provider(access.View),
 	"get-run":                  provider(access.View),

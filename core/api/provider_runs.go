@@ -22,6 +22,7 @@ const (
 	RunVerify  job.Kind = "verify"
 	RunCollect job.Kind = "collect"
 	RunImport  job.Kind = "import"
+	RunAccount job.Kind = "account"
 )
 
 // RunSpec says which cloud repository a run of the provider is about.
@@ -111,6 +112,7 @@ func registerRuns(h huma.API, p *Provider) {
 	}{
 		{RunVerify, "Verify a cloud repository", "Reads everything and checks it without keys; damage is re-supplied by the next backup that still has the block."},
 		{RunCollect, "Collect a cloud repository", "Frees the space of what no point uses any more."},
+		{RunAccount, "Account for every byte of a cloud repository", "Finds what needs each record in the store, and compares it with what is charged. Live, pending, bin, waste and overhead add up to the bytes on disk."},
 	} {
 		add(h, huma.Operation{OperationID: string(r.kind) + "-cloud-repository", Method: http.MethodPost, Path: cloud + "/" + string(r.kind), Tags: tags,
 			Summary: r.summary, Description: r.more + " Answers the run that does it.", DefaultStatus: http.StatusAccepted},

@@ -2140,6 +2140,12 @@ type CreateCloudRepositoryParams struct {
 	IdempotencyKey *string `json:"Idempotency-Key,omitempty"`
 }
 
+// AccountCloudRepositoryParams defines parameters for AccountCloudRepository.
+type AccountCloudRepositoryParams struct {
+	// IdempotencyKey Chosen by the caller; a repeated request with the same key and body is answered what the first one was
+	IdempotencyKey *string `json:"Idempotency-Key,omitempty"`
+}
+
 // CollectCloudRepositoryParams defines parameters for CollectCloudRepository.
 type CollectCloudRepositoryParams struct {
 	// IdempotencyKey Chosen by the caller; a repeated request with the same key and body is answered what the first one was
@@ -3255,6 +3261,15 @@ type ClientInterface interface {
 	//
 	// Corresponds with PATCH /v1/tenants/{tenant}/cloud-repositories/{cloud} (the `UpdateCloudRepository` operationId).
 	UpdateCloudRepository(ctx context.Context, tenant string, cloud string, body UpdateCloudRepositoryJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AccountCloudRepository Account for every byte of a cloud repository
+	//
+	// Finds what needs each record in the store, and compares it with what is charged. Live, pending, bin, waste and overhead add up to the bytes on disk. Answers the run that does it.
+	//
+	// Needs the operate level at the provider.
+	//
+	// Corresponds with POST /v1/tenants/{tenant}/cloud-repositories/{cloud}/account (the `AccountCloudRepository` operationId).
+	AccountCloudRepository(ctx context.Context, tenant string, cloud string, params *AccountCloudRepositoryParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// CollectCloudRepository Collect a cloud repository
 	//
@@ -5307,6 +5322,25 @@ func (c *Client) UpdateCloudRepositoryWithBody(ctx context.Context, tenant strin
 // Corresponds with PATCH /v1/tenants/{tenant}/cloud-repositories/{cloud} (the `UpdateCloudRepository` operationId).
 func (c *Client) UpdateCloudRepository(ctx context.Context, tenant string, cloud string, body UpdateCloudRepositoryJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewUpdateCloudRepositoryRequest(c.Server, tenant, cloud, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// AccountCloudRepository Account for every byte of a cloud repository
+//
+// Finds what needs each record in the store, and compares it with what is charged. Live, pending, bin, waste and overhead add up to the bytes on disk. Answers the run that does it.
+//
+// Needs the operate level at the provider.
+//
+// Corresponds with POST /v1/tenants/{tenant}/cloud-repositories/{cloud}/account (the `AccountCloudRepository` operationId).
+func (c *Client) AccountCloudRepository(ctx context.Context, tenant string, cloud string, params *AccountCloudRepositoryParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAccountCloudRepositoryRequest(c.Server, tenant, cloud, params)
 	if err != nil {
 		return nil, err
 	}
@@ -9141,6 +9175,62 @@ func NewUpdateCloudRepositoryRequestWithBody(server string, tenant string, cloud
 	return req, nil
 }
 
+// NewAccountCloudRepositoryRequest constructs an http.Request for the AccountCloudRepository method
+func NewAccountCloudRepositoryRequest(server string, tenant string, cloud string, params *AccountCloudRepositoryParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "tenant", tenant, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "cloud", cloud, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tenants/%s/cloud-repositories/%s/account", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
 // NewCollectCloudRepositoryRequest constructs an http.Request for the CollectCloudRepository method
 func NewCollectCloudRepositoryRequest(server string, tenant string, cloud string, params *CollectCloudRepositoryParams) (*http.Request, error) {
 	var err error
@@ -11292,6 +11382,17 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with PATCH /v1/tenants/{tenant}/cloud-repositories/{cloud} (the `UpdateCloudRepository` operationId).
 	UpdateCloudRepositoryWithResponse(ctx context.Context, tenant string, cloud string, body UpdateCloudRepositoryJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateCloudRepositoryResponse, error)
+
+	// AccountCloudRepositoryWithResponse Account for every byte of a cloud repository
+	//
+	// Finds what needs each record in the store, and compares it with what is charged. Live, pending, bin, waste and overhead add up to the bytes on disk. Answers the run that does it.
+	//
+	// Needs the operate level at the provider.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/tenants/{tenant}/cloud-repositories/{cloud}/account (the `AccountCloudRepository` operationId).
+	AccountCloudRepositoryWithResponse(ctx context.Context, tenant string, cloud string, params *AccountCloudRepositoryParams, reqEditors ...RequestEditorFn) (*AccountCloudRepositoryResponse, error)
 
 	// CollectCloudRepositoryWithResponse Collect a cloud repository
 	//
@@ -15101,6 +15202,54 @@ func (r UpdateCloudRepositoryResponse) ContentType() string {
 	return ""
 }
 
+type AccountCloudRepositoryResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *Run
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON202 returns the response for an HTTP 202 `application/json` response
+func (r AccountCloudRepositoryResponse) GetJSON202() *Run {
+	return r.JSON202
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r AccountCloudRepositoryResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r AccountCloudRepositoryResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r AccountCloudRepositoryResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r AccountCloudRepositoryResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r AccountCloudRepositoryResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type CollectCloudRepositoryResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -17558,6 +17707,23 @@ func (c *ClientWithResponses) UpdateCloudRepositoryWithResponse(ctx context.Cont
 		return nil, err
 	}
 	return ParseUpdateCloudRepositoryResponse(rsp)
+}
+
+// AccountCloudRepositoryWithResponse Account for every byte of a cloud repository
+//
+// Finds what needs each record in the store, and compares it with what is charged. Live, pending, bin, waste and overhead add up to the bytes on disk. Answers the run that does it.
+//
+// Needs the operate level at the provider.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/tenants/{tenant}/cloud-repositories/{cloud}/account (the `AccountCloudRepository` operationId).
+func (c *ClientWithResponses) AccountCloudRepositoryWithResponse(ctx context.Context, tenant string, cloud string, params *AccountCloudRepositoryParams, reqEditors ...RequestEditorFn) (*AccountCloudRepositoryResponse, error) {
+	rsp, err := c.AccountCloudRepository(ctx, tenant, cloud, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAccountCloudRepositoryResponse(rsp)
 }
 
 // CollectCloudRepositoryWithResponse Collect a cloud repository
@@ -20400,6 +20566,39 @@ func ParseUpdateCloudRepositoryResponse(rsp *http.Response) (*UpdateCloudReposit
 			return nil, err
 		}
 		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseAccountCloudRepositoryResponse parses an HTTP response from a AccountCloudRepositoryWithResponse call
+func ParseAccountCloudRepositoryResponse(rsp *http.Response) (*AccountCloudRepositoryResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &AccountCloudRepositoryResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Run
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
 		var dest Problem

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -39,16 +40,23 @@ func (s *site) collect(o repository.CollectOptions) repository.CollectReport {
 // is charged is what live points take.
 func (s *site) wantBooks() repository.Usage {
 	s.t.Helper()
-	u, err := s.repo.Usage(testContext(s.t))
+	u, err := s.repo.Usage(testContext(s.t), repository.UsageOptions{})
 	if err != nil {
 		s.t.Fatalf("usage: %v", err)
 	}
 	if sum := u.LiveBytes + u.PendingBytes + u.BinBytes + u.WasteBytes + u.OverheadBytes; sum != u.TotalBytes || u.OverheadBytes < 0 {
 		s.t.Errorf("the parts of %+v add up to %d", u, sum)
 	}
-	var total int64
+	var total, overhead int64
 	for _, object := range s.objects("") {
 		total += object.SizeBytes
+		if !strings.Contains(object.Name, "/packs/") && !strings.Contains(object.Name, "/maps/") {
+			overhead += object.SizeBytes
+		}
+	}
+	const perPack, perRecord = 32 + 40, 72 // header and trailer; footer entry
+	if overhead += int64(u.Packs)*perPack + u.Records*perRecord; overhead != u.OverheadBytes {
+		s.t.Errorf("usage counts %d bytes of overhead, the format has %d", u.OverheadBytes, overhead)
 	}
 	if total != u.TotalBytes {
 		s.t.Errorf("usage counts %d bytes, the store has %d", u.TotalBytes, total)

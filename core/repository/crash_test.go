@@ -306,7 +306,7 @@ func checkAfterKill(ctx context.Context, t *testing.T, root, id string, h *histo
 	if err != nil || !report.Sound() {
 		t.Errorf("verify: %+v, %v", report, err)
 	}
-	u, err := p.repo.Usage(ctx)
+	u, err := p.repo.Usage(ctx, repository.UsageOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

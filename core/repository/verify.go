@@ -103,7 +103,7 @@ func (v *verifier) objects(ctx context.Context) error {
 		if errors.Is(err, blob.ErrNotFound) {
 			continue // deleted since it was listed; the points tell if it was needed
 		}
-		if errors.Is(err, chunk.ErrDamaged) || errors.Is(err, io.ErrUnexpectedEOF) {
+		if damagedOrCut(err) {
 			v.fault(object.Name, err)
 		} else if err != nil {
 			return err
@@ -166,6 +166,12 @@ func (v *verifier) object(ctx context.Context, object blob.Object) error {
 	return fmt.Errorf("object does not belong here: %w", chunk.ErrDamaged)
 }
 
+// damagedOrCut reports whether an object is not what was written, rather than
+// out of reach.
+func damagedOrCut(err error) bool {
+	return errors.Is(err, chunk.ErrDamaged) || errors.Is(err, io.ErrUnexpectedEOF)
+}
+
 func empty(object blob.Object) error {
 	if object.SizeBytes != 0 {
 		return fmt.Errorf("object of %d bytes should be empty: %w", object.SizeBytes, chunk.ErrDamaged)
@@ -219,7 +225,7 @@ func (v *verifier) packObject(ctx context.Context, kind PackKind, object blob.Ob
 		fault = fmt.Errorf("header is of pack %s: %w", id, chunk.ErrDamaged)
 	}
 	entries, err := readFooter(ctx, v.r.blobs, p)
-	if err != nil && !errors.Is(err, chunk.ErrDamaged) && !errors.Is(err, io.ErrUnexpectedEOF) {
+	if err != nil && !damagedOrCut(err) {
 		return err
 	}
 	if err != nil {
