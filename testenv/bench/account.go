@@ -226,7 +226,7 @@ func forgetPeaks(d daemon) {
 		return
 	}
 	for pid := range maps.Keys(d.family(all)) {
-		_ = os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0) //nolint:gosec // not made by this
+		_ = os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0)
 	}
 }
 
@@ -236,7 +236,7 @@ func forgetPeaks(d daemon) {
 // comes first.
 func settle(ctx context.Context, inputs []string) error {
 	syscall.Sync()
-	if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("1"), 0); err != nil { //nolint:gosec // not made by this
+	if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("1"), 0); err != nil {
 		cachesStay()
 	}
 	var total int64
