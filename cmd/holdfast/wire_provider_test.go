@@ -142,11 +142,33 @@ type testSite struct {
 	certificate atomic.Pointer[tls.Certificate]
 	repository  *gateway.RemoteRepository
 	keys        *chunk.Keyring
+	repeats     *repeats
 }
+
+// repeats is the handler of a client's log, and calls a function, if it has one,
+// when a request is about to be repeated.
+type repeats struct {
+	call atomic.Pointer[context.CancelFunc]
+}
+
+func (r *repeats) Enabled(context.Context, slog.Level) bool { return r.call.Load() != nil }
+
+func (r *repeats) Handle(_ context.Context, said slog.Record) error {
+	if call := r.call.Load(); call != nil && said.Message == "request is repeated" {
+		(*call)()
+	}
+	return nil
+}
+
+func (r *repeats) WithAttrs([]slog.Attr) slog.Handler { return r }
+func (r *repeats) WithGroup(string) slog.Handler      { return r }
 
 func (p *provider) client(o gateway.Options) *gateway.Client {
 	p.t.Helper()
-	o.Address, o.Version, o.Log = p.address, "test", slog.New(slog.DiscardHandler)
+	o.Address, o.Version = p.address, "test"
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
 	if len(o.Trust.Pins) == 0 && !o.Trust.System {
 		o.Trust = p.trust()
 	}
@@ -180,9 +202,9 @@ func (p *provider) enrol(token string) *testSite {
 
 func (p *provider) site(key *ecdsa.PrivateKey, credentials gateway.Credentials) *testSite {
 	p.t.Helper()
-	s := &testSite{p: p, key: key, credentials: credentials, keys: chunk.NewKeyring()}
+	s := &testSite{p: p, key: key, credentials: credentials, keys: chunk.NewKeyring(), repeats: &repeats{}}
 	s.use(credentials.Certificate)
-	s.Client = p.client(gateway.Options{Certificate: func() (*tls.Certificate, error) { return s.certificate.Load(), nil }})
+	s.Client = p.client(gateway.Options{Log: slog.New(s.repeats), Certificate: func() (*tls.Certificate, error) { return s.certificate.Load(), nil }})
 	s.repository = s.Repository(p.env("HOLDFAST_CLOUD_REPOSITORY"))
 	return s
 }

@@ -550,9 +550,12 @@ func TestTooManyTasksWait(t *testing.T) {
 	first := make(chan error, 1)
 	go func() { first <- read(gateway.WithTask(p.ctx, "disk 1"), hold, begun) }()
 	<-begun
-	short, cancel := context.WithTimeout(gateway.WithTask(p.ctx, "disk 2"), 300*time.Millisecond)
-	defer cancel()
-	err := read(short, nil, make(chan struct{}))
+	// It waits as long as its context does, which here ends when it has been refused once.
+	waiting, giveUp := context.WithCancel(gateway.WithTask(p.ctx, "disk 2"))
+	defer giveUp()
+	site.repeats.call.Store(&giveUp)
+	err := read(waiting, nil, make(chan struct{}))
+	site.repeats.call.Store(nil)
 	if tasks, ok := errors.AsType[*gateway.TasksError](err); !ok || tasks.Limit != 1 {
 		t.Errorf("one task too many: %v, want TasksError", err)
 	}

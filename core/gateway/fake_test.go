@@ -252,7 +252,7 @@ func newEnds(t *testing.T) *ends {
 // client is an agent's client; change may alter its options.
 func (e *ends) client(change ...func(*Options)) *Client {
 	e.t.Helper()
-	o := Options{Address: e.address, Trust: e.trust, Certificate: e.own, Patience: 5 * time.Second, Log: slog.New(slog.DiscardHandler)}
+	o := Options{Address: e.address, Trust: e.trust, Certificate: e.own, Patience: time.Minute, Log: slog.New(slog.DiscardHandler)}
 	for _, f := range change {
 		f(&o)
 	}

@@ -155,7 +155,7 @@ var _ = both("ClaimsAreLinear", func(t *testing.T, db *DB) {
 
 var _ = both("HoldKeepsTheClaimAndLosingItCancels", func(t *testing.T, db *DB) {
 	s := db.Claims()
-	ttl := 2 * time.Second // long enough for a machine that stalls
+	ttl := 5 * time.Second // long enough for a machine that stalls
 	work, held, err := claim.Hold(t.Context(), s, "r", holder(1), ttl)
 	if err != nil {
 		t.Fatal(err)

@@ -220,10 +220,11 @@ func operator(t testing.TB) context.Context {
 	return audit.With(t.Context(), audit.System("test", "test"))
 }
 
-// open makes a house. Its times are short, for nothing here is far away.
+// open makes a house. Its times are short, for nothing here is far away, and yet
+// long enough for a machine that stalls.
 func open(t testing.TB) *house {
 	t.Helper()
-	h := &house{log: &logged{}, clock: &clock{}, silence: 2 * time.Second}
+	h := &house{log: &logged{}, clock: &clock{}, silence: 6 * time.Second}
 	authority, err := pki.NewAuthority("Test", time.Now())
 	if err != nil {
 		t.Fatal(err)
@@ -327,8 +328,8 @@ func (h *house) employ(t testing.TB, dir string) *employed {
 func (h *house) connected(t testing.TB, name string) {
 	t.Helper()
 	until(t, "worker "+name+" to be connected", func() bool {
-		_, err := h.session(name)
-		return err == nil
+		s, err := h.session(name)
+		return err == nil && s.isLost() == nil // one that is lost is still there for a moment
 	})
 }
 
@@ -365,6 +366,22 @@ func launch(t testing.TB, settings map[string]any) plugin.Launch {
 }
 
 // start starts the plugin on a worker.
+// restart starts a plugin on a worker that was lost. A session that the worker
+// gave up while it was cut off may still arrive, and end at once.
+func (h *house) restart(t testing.TB, name string, l plugin.Launch) *plugin.Process {
+	t.Helper()
+	var p *plugin.Process
+	until(t, "worker "+name+" to start a plugin", func() bool {
+		var err error
+		if p, err = h.Start(t.Context(), name, "sim", l); err != nil && !errors.Is(err, sdk.ErrUnavailable) {
+			t.Fatal(err)
+		}
+		return err == nil
+	})
+	t.Cleanup(func() { _ = p.Close() })
+	return p
+}
+
 func (h *house) start(t testing.TB, name string, l plugin.Launch) *plugin.Process {
 	t.Helper()
 	p, err := h.Start(t.Context(), name, "sim", l)

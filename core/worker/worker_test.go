@@ -222,7 +222,7 @@ func TestLostWorker(t *testing.T) {
 
 			way.back(t, h, c, w)
 			h.connected(t, "w1")
-			again := openDisk(t, h.start(t, "w1", l), machine, 2)
+			again := openDisk(t, h.restart(t, "w1", l), machine, 2)
 			got := make([]byte, len(content))
 			if _, err := again.ReadAt(got, 0); err != nil || !bytes.Equal(got, content) {
 				t.Errorf("read again: %v, equal %t", err, bytes.Equal(got, content))

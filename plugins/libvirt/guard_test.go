@@ -90,9 +90,11 @@ func runDoomedAgent(text string) int {
 }
 
 const (
-	doomedFreeze = 3 * time.Second
-	// promptly is how long a guard's thaw may take, with much room for busy machines: 60 ms were measured.
-	promptly = 5 * time.Second
+	// doomedFreeze leaves a busy machine the time to see that the guest is frozen before the deadline ends it.
+	doomedFreeze = 12 * time.Second
+	// promptly is how long a guard's thaw may take, with much room for busy machines: 60 ms were measured. It is
+	// less than the deadline, which would thaw as well.
+	promptly = 10 * time.Second
 )
 
 // family is a process and its descendants, and what each was called with.

@@ -202,7 +202,7 @@ func TestQemuConnectionsAboveItsLimitAreDoneWithout(t *testing.T) {
 		t.Fatal(err)
 	}
 	background(t, socket, "qemu-nbd", "-r", "-t", "-e", "1", "-k", socket, "-x", "disk", "-f", "raw", file)
-	c, err := Dial(t.Context(), Options{Network: "unix", Addr: socket, Export: "disk", Connections: 2, Timeout: 300 * time.Millisecond})
+	c, err := Dial(t.Context(), Options{Network: "unix", Addr: socket, Export: "disk", Connections: 2, Timeout: 3 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}

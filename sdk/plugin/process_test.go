@@ -287,10 +287,11 @@ func TestCallLimit(t *testing.T) {
 	both := map[string]func(testing.TB, plugin.Launch) *plugin.Process{"local": local, "process": start}
 	for name, open := range both {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			l := launch(t, map[string]any{"dir": t.TempDir(), "faults": []sim.Fault{
 				{Call: "Probe", Action: sim.ActionHang}, {Call: "Machines", Action: sim.ActionHang, Nth: 2},
 			}})
-			l.CallLimit = 300 * time.Millisecond
+			l.CallLimit = 3 * time.Second // the calls that do not hang come nowhere near it, on a busy machine either
 			p := open(t, l)
 			if _, err := probe(p, ""); !errors.Is(err, sdk.ErrUnavailable) {
 				t.Errorf("probe that hangs: %v, want ErrUnavailable", err)
@@ -312,8 +313,9 @@ func TestCallLimit(t *testing.T) {
 // TestPendingAtTheLimitIsHeard has an author wait for the end of its context
 // and answer only then.
 func TestPendingAtTheLimitIsHeard(t *testing.T) {
+	t.Parallel()
 	l := launch(t, map[string]any{"dir": t.TempDir()})
-	l.CallLimit = time.Second
+	l.CallLimit = 8 * time.Second // a tenth of it is there for the answer
 	p := start(t, l)
 	_, err := probe(p, "slow")
 	var e *sdk.Error
