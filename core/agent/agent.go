@@ -40,6 +40,7 @@ type Agent struct {
 
 	keyMu sync.Mutex // serialises changes of the keyrings
 
+	reports     reports
 	manifests   manifestCache
 	inventories inventories
 

@@ -60,7 +60,9 @@ func (a *Agent) backup(ctx context.Context, x *job.Execution) error {
 	}
 	b := &backingUp{agent: a, exec: x}
 	if err := b.prepare(ctx, spec.Job); err != nil {
-		return failed(err)
+		err = failed(err)
+		b.tellEnd(ctx, err)
+		return err
 	}
 	b.tell(ctx, job.Progress{Phase: "starting"}, job.Running, nil)
 	err := b.run(host.OnBehalf(ctx, b.store.connection.TenantID, x.Run().ID))
@@ -81,10 +83,10 @@ func (b *backingUp) prepare(ctx context.Context, jobID string) error {
 	if err != nil {
 		return err
 	}
-	if b.ring, b.keys, err = a.currentKeys(ctx); err != nil {
+	if b.wire, err = a.wire(conn); err != nil {
 		return err
 	}
-	if b.wire, err = a.wire(conn); err != nil {
+	if b.ring, b.keys, err = a.currentKeys(ctx); err != nil {
 		return err
 	}
 	if b.site, err = b.wire.Site(ctx); err != nil {
@@ -467,14 +469,20 @@ func (b *backingUp) tell(ctx context.Context, p job.Progress, state job.State, f
 	if failure != nil {
 		e.Failure, e.Side = failure.Message, failure.Side
 	}
-	ctx, cancel := context.WithTimeout(ctx, siteTimeout)
-	defer cancel()
-	if err := b.wire.ReportRun(ctx, run.ID, e); err != nil {
+	if err := sendReport(ctx, b.wire, run.ID, e); err != nil {
 		b.agent.Log.DebugContext(ctx, "report the run to the provider", "run", run.ID, "error", err)
+		return // keepReports tells how it ended
+	}
+	if state.Final() {
+		b.agent.reports.note(run.ID)
 	}
 }
 
+// tellEnd tells at once how the run ends, where there is a provider to tell.
 func (b *backingUp) tellEnd(ctx context.Context, err error) {
+	if b.wire == nil {
+		return
+	}
 	state, failure := job.Succeeded, (*job.Failure)(nil)
 	if slices.ContainsFunc(b.done, func(m MachineResult) bool { return m.State == job.Warned }) {
 		state = job.Warned

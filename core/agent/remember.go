@@ -158,10 +158,7 @@ func failed(err error) error { return &runError{failure: *failureOf(err)} }
 
 // failureOf says what failed, what to try, and on which side the cause lies.
 func failureOf(err error) *job.Failure {
-	f := &job.Failure{Message: err.Error(), Side: "tenant"}
-	if len(f.Message) > job.MaxText {
-		f.Message = f.Message[:job.MaxText]
-	}
+	f := &job.Failure{Message: shortened(err.Error(), job.MaxText), Side: "tenant"}
 	if f.Hint = gateway.HintOf(err); f.Hint == "" {
 		f.Hint = sdk.HintOf(err)
 	}

@@ -50,6 +50,7 @@ func (a *Agent) Serve(ctx context.Context) error {
 	g.Go(func() error { return a.schedule(ctx, runner.Wake) })
 	g.Go(func() error { return a.keepCertificates(ctx) })
 	g.Go(func() error { return a.watchInventories(ctx) })
+	g.Go(func() error { return a.keepReports(ctx) })
 	return g.Wait()
 }
 

@@ -473,6 +473,44 @@ func TestProviderSeesTheFailedJobOfATenant(t *testing.T) {
 	}
 }
 
+// However a backup ends, its provider hears of it: also when the tenant was shut
+// out before it began, and when nobody answered at the end.
+func TestProviderHearsOfEveryEnd(t *testing.T) {
+	l := newLab(t, stack.Options{})
+	l.noise(l.machine("web", 16*mib), 0, 0, 4*mib, 1)
+	l.do("job", "create", "nightly", "--endpoint", "lab", "--repository", "backups", "--all")
+	type seen struct{ Run, State, Failure, Side string }
+	newest := func() (all []seen) {
+		l.must(l.ProviderJSON(t.Context(), &all, "tenant", "runs", "--tenant", "demo"))
+		return append(all, seen{})
+	}
+	_, err := l.Provider(t.Context(), "tenant", "disable", "demo")
+	l.must(err)
+	if _, err := l.Run(t.Context(), "job", "run", "nightly", "--wait"); err == nil || !strings.Contains(err.Error(), "is disabled") {
+		t.Fatalf("a backup of a disabled tenant: %v", err)
+	}
+	if last := newest()[0]; last.State != "failed" || last.Side != "tenant" || !strings.Contains(last.Failure, "is disabled") {
+		t.Errorf("of a disabled tenant's backup the provider sees %+v", last)
+	}
+	_, err = l.Provider(t.Context(), "tenant", "enable", "demo")
+	l.must(err)
+
+	l.Server.Kill()
+	var started run
+	l.must(l.JSON(t.Context(), &started, "job", "run", "nightly", "--no-wait"))
+	l.do("run", "cancel", started.ID)
+	if ended := l.waitRun(started.ID); ended.State != "cancelled" {
+		t.Fatalf("the cancelled run ended as %+v", ended)
+	}
+	l.must(l.StartServer(t.Context()))
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	l.must(stack.Until(ctx, "the provider to hear of it", func() (bool, error) {
+		last := newest()[0]
+		return last.Run == started.ID && last.State == "cancelled", nil
+	}))
+}
+
 // A tenant is deleted for good: with its backups if the provider says so, and
 // never by accident.
 func TestDeletedTenantsBackupsAreErased(t *testing.T) {
