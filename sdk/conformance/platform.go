@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/holdfast-dr/holdfast/sdk"
 )
@@ -20,6 +21,7 @@ var platformChecks = []Check{
 	{"platform/closed-is-closed", "", "Close can be repeated, and a call after it fails instead of working or hanging.", closedIsClosed},
 	{"platform/sentinels-arrive", "", "Every sentinel reaches the caller as itself, with its hint and whose fault it is.", sentinelsArrive},
 	{"platform/parallel-calls", "", "Calls from several goroutines do not disturb each other.", parallelCalls},
+	{"platform/killed-in-listing", "", "A process killed while it lists machines or probes is no obstacle: a fresh one does it.", killedInListing},
 }
 
 // unknown is a name that no back-end has given to anything.
@@ -65,6 +67,28 @@ func inventoryGivenUp(c *checker) {
 	if _, ok := c.find(c.Platform, c.Machine); !ok {
 		c.errorf("a listing after one that was given up lacks machine %s", c.Machine)
 	}
+}
+
+func killedInListing(c *checker) {
+	c.moments(timed(func() { c.machine() }), func(_ uint64, after time.Duration) {
+		c.kill(after, func(p sdk.Platform) func() {
+			return func() {
+				for range p.Machines(c.ctx) {
+				}
+			}
+		})
+		if _, ok := c.find(c.fresh(), c.Machine); !ok {
+			c.errorf("after a listing whose process was killed, the next lacks machine %s", c.Machine)
+		}
+	})
+	subject := sdk.Subject{Machine: c.Machine}
+	c.rounds("Probe", func(_ uint64, after time.Duration) {
+		c.kill(after, func(p sdk.Platform) func() {
+			return func() { _, _ = p.Probe(c.ctx, subject) }
+		})
+		_, err := c.fresh().Probe(c.ctx, subject)
+		c.want("probe in a fresh process", err, nil)
+	})
 }
 
 func freshProcessAgrees(c *checker) {

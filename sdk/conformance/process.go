@@ -71,10 +71,22 @@ const (
 // rounds runs body for several moments in the middle of a call, given by how
 // long it usually takes.
 func (c *checker) rounds(call string, body func(round uint64, after time.Duration)) {
+	c.moments(c.ledger.typical(call), body)
+}
+
+// timed is how long something takes that nothing disturbs.
+func timed(do func()) time.Duration {
+	started := time.Now()
+	do()
+	return time.Since(started)
+}
+
+// moments runs body for several moments in the middle of what usually takes
+// this long.
+func (c *checker) moments(typical time.Duration, body func(round uint64, after time.Duration)) {
 	if c.Process == nil {
 		c.skipf("the fixture has no process that may be killed")
 	}
-	typical := c.ledger.typical(call)
 	started := time.Now()
 	for i, after := range []time.Duration{typical / 2, typical / 8, typical * 7 / 8, 0} {
 		if i >= minRounds && time.Since(started) > roundBudget {

@@ -107,8 +107,10 @@ func (c *checker) fill(w sdk.BlockWriter, seed uint64) []byte {
 		case 1:
 			c.must("zero a range", w.Zero(off, int64(len(piece))))
 		default:
-			for i := 0; i < len(piece); i += 8 {
-				copy(piece[i:], binary.LittleEndian.AppendUint64(nil, noise.Uint64()))
+			var word [8]byte
+			for i := 0; i < len(piece); i += len(word) {
+				binary.LittleEndian.PutUint64(word[:], noise.Uint64())
+				copy(piece[i:], word[:])
 			}
 			n, err := w.WriteAt(piece, off)
 			c.must("write", err)

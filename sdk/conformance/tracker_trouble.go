@@ -12,6 +12,7 @@ var trackerTroubleChecks = []Check{
 	{"change-tracker/older-claim-is-fenced", sdk.AbilityChangeTracker, "A claim older than one that was seen releases no mark.", trackerOlderClaim},
 	{"change-tracker/calls-out-of-order", sdk.AbilityChangeTracker, "Changes of a snapshot that has ended are ErrNotFound, and a mark can be released while it is in use.", trackerOutOfOrder},
 	{"change-tracker/parallel-calls", sdk.AbilityChangeTracker, "Changes asked for by several goroutines are the same for all.", parallelChanged},
+	{"change-tracker/killed-in-changed", sdk.AbilityChangeTracker, "A process killed while it lists changes is no obstacle: a fresh one lists all of them.", killedInChanged},
 	{"change-tracker/killed-in-release", sdk.AbilityChangeTracker, "A process killed in the middle of ReleaseMark is no obstacle: a fresh one, asked again, releases it.", killedInRelease},
 }
 
@@ -80,6 +81,34 @@ func parallelChanged(c *checker) {
 	}) {
 		c.want("changes from several goroutines", err, nil)
 	}
+}
+
+func killedInChanged(c *checker) {
+	c.writes()
+	first := c.backup("full", 0, nil, true)
+	c.scatter(36)
+	snap := c.snapshot("since", 1, first.snap.Marks)
+	disk := c.usable()[0].ID
+	var want []sdk.Extent
+	typical := timed(func() {
+		var err error
+		want, err = c.changed(c.Platform, snap, disk)
+		c.must("list what changed", err)
+	})
+	c.moments(typical, func(_ uint64, after time.Duration) {
+		c.kill(after, func(p sdk.Platform) func() {
+			tracker := c.tracker(p)
+			return func() {
+				for range tracker.Changed(c.ctx, snap, disk) {
+				}
+			}
+		})
+		got, err := c.changed(c.fresh(), snap, disk)
+		c.must("list what changed in a fresh process", err)
+		if !slices.Equal(got, want) {
+			c.errorf("a fresh process lists %d extents, want the %d of before", len(got), len(want))
+		}
+	})
 }
 
 func killedInRelease(c *checker) {

@@ -13,6 +13,7 @@ import (
 var watcherChecks = []Check{
 	{"watcher/stands-first", sdk.AbilityWatcher, "The first change says that the watch stands: it comes soon and names no machine.", watchStands},
 	{"watcher/tells-changes", sdk.AbilityWatcher, "What becomes of a machine is told soon, with the machine as it is then.", watchTells},
+	{"watcher/killed-in-watch", sdk.AbilityWatcher, "A process killed while it watches, or begins to, is no obstacle: a watch of a fresh one stands.", killedInWatch},
 	{"watcher/ends-with-its-context", sdk.AbilityWatcher, "A watch ends when its context does, with that error, and the next one works.", watchEnds},
 }
 
@@ -27,8 +28,8 @@ type told struct {
 }
 
 // watch starts a watch. It is stopped with the check, if it was not before.
-func (c *checker) watch() (changes <-chan told, stop func()) {
-	watcher := need[sdk.Watcher](c, c.Platform)
+func (c *checker) watch(p sdk.Platform) (changes <-chan told, stop func()) {
+	watcher := need[sdk.Watcher](c, p)
 	ctx, cancel := context.WithCancel(c.ctx)
 	items := make(chan told, 1024)
 	go func() {
@@ -71,7 +72,7 @@ func (c *checker) await(changes <-chan told, what string, fits func(told) bool) 
 }
 
 func watchStands(c *checker) {
-	changes, _ := c.watch()
+	changes, _ := c.watch(c.Platform)
 	c.await(changes, "that it stands", func(item told) bool {
 		if item.err == nil && (item.change.Machine != "" || item.change.Now != nil) {
 			c.errorf("the first change is of machine %q, want one that names none", item.change.Machine)
@@ -86,7 +87,7 @@ func watchTells(c *checker) {
 	}
 	c.restore()
 	c.must("stop the machine", c.stop(c.Machine, 0))
-	changes, _ := c.watch()
+	changes, _ := c.watch(c.Platform)
 	c.await(changes, "that it stands", func(item told) bool { return item.err == nil })
 	is := func(off bool) func(told) bool {
 		return func(item told) bool {
@@ -102,9 +103,29 @@ func watchTells(c *checker) {
 
 func watchEnds(c *checker) {
 	for range 2 {
-		changes, stop := c.watch()
+		changes, stop := c.watch(c.Platform)
 		c.await(changes, "that it stands", func(item told) bool { return item.err == nil })
 		stop()
 		c.await(changes, "the end of its context", func(item told) bool { return errors.Is(item.err, context.Canceled) })
 	}
+}
+
+func killedInWatch(c *checker) {
+	stands := func(p sdk.Platform) (stop func()) {
+		changes, stop := c.watch(p)
+		c.await(changes, "that it stands", func(item told) bool { return item.err == nil })
+		return stop
+	}
+	typical := timed(func() { stands(c.Platform)() })
+	// Twice as long: half of the moments are after it stands.
+	c.moments(2*typical, func(_ uint64, after time.Duration) {
+		c.kill(after, func(p sdk.Platform) func() {
+			watcher := need[sdk.Watcher](c, p)
+			return func() {
+				for range watcher.Watch(c.ctx) {
+				}
+			}
+		})
+		stands(c.fresh())()
+	})
 }

@@ -25,6 +25,7 @@ const (
 	BreachOneProbeAtATime    Breach = "only-one-probe-at-a-time"
 	BreachProgressFalls      Breach = "progress-falls"
 	BreachErrorIsTwo         Breach = "error-is-two-at-once"
+	BreachListingLocks       Breach = "killed-process-keeps-the-lock-of-the-listing"
 )
 
 // Of a Source.
@@ -66,6 +67,7 @@ const (
 	BreachEndedIsUnchanged     Breach = "ended-snapshot-has-no-changes"
 	BreachParallelChangesCut   Breach = "changes-asked-for-in-parallel-are-cut-short"
 	BreachReleaseLocks         Breach = "killed-process-keeps-the-lock-of-release"
+	BreachChangedLocks         Breach = "killed-process-keeps-the-lock-of-the-changes"
 )
 
 // Of a Target.
@@ -120,6 +122,7 @@ const (
 	BreachWatchStandsUnsaid    Breach = "watch-does-not-say-that-it-stands"
 	BreachChangesUntold        Breach = "changes-are-not-told"
 	BreachWatchOutlivesContext Breach = "watch-outlives-its-context"
+	BreachWatchLocks           Breach = "killed-process-keeps-the-lock-of-the-watch"
 )
 
 var breaches = []Breach{
@@ -145,6 +148,7 @@ var breaches = []Breach{
 	BreachUnknownStartInvalid, BreachOlderClaimStops, BreachGraceHasNoEnd, BreachParallelStopIsBusy,
 	BreachStartLocks, BreachStopLocks, BreachStartFencedEarly, BreachForeignSpaceStarts,
 	BreachWatchStandsUnsaid, BreachChangesUntold, BreachWatchOutlivesContext,
+	BreachListingLocks, BreachChangedLocks, BreachWatchLocks,
 }
 
 // Breaches lists them all.

@@ -121,6 +121,31 @@ func (r *rogue) locked(breach Breach, op sdk.Op, work func() error) error {
 	return work()
 }
 
+// lookLocked is locked for calls that only look. Whoever finds the lock of a
+// killed process is turned away, and the next one is not.
+func (r *rogue) lookLocked(breach Breach, what string) error {
+	if r.breach != breach {
+		return nil
+	}
+	key := "lock " + what
+	for {
+		holder := r.memory.take(key, r.Platform)
+		if holder == nil {
+			break
+		}
+		if holder.turnIsOver() {
+			r.memory.set(key, nil)
+			return sdk.Errorf(sdk.ErrBusy, sdk.FaultBackend, "%s is locked", what)
+		}
+		r.wait(time.Millisecond)
+	}
+	if r.wait(lockGap) {
+		return errClosed
+	}
+	r.memory.set(key, nil)
+	return nil
+}
+
 // early looks at an epoch before it waits its turn, and no more after it: the
 // operation goes on as the newest that there is.
 func (r *rogue) early(breach Breach, op sdk.Op, recorded func(*state) uint64) sdk.Op {
@@ -212,6 +237,10 @@ func (r *rogue) Machines(ctx context.Context) iter.Seq2[sdk.Machine, error] {
 		ctx = context.WithoutCancel(ctx)
 	}
 	return func(yield func(sdk.Machine, error) bool) {
+		if err := r.lookLocked(BreachListingLocks, "the inventory"); err != nil {
+			yield(sdk.Machine{}, err)
+			return
+		}
 		if r.breach == BreachListingSpoilsNext && r.memory.get("given up") == true {
 			r.memory.set("given up", false)
 			return
@@ -225,7 +254,9 @@ func (r *rogue) Machines(ctx context.Context) iter.Seq2[sdk.Machine, error] {
 				return
 			}
 			if !yield(m, err) {
-				r.memory.set("given up", true)
+				if err == nil {
+					r.memory.set("given up", true)
+				}
 				return
 			}
 		}

@@ -302,6 +302,10 @@ func (r *rogue) Changed(ctx context.Context, snap sdk.Snapshot, id sdk.DiskID) i
 		if r.breach == BreachUnknownDiskUnchanged && !known || r.breach == BreachEndedIsUnchanged && r.memory.get("over "+snap.ID) != nil {
 			return
 		}
+		if err := r.lookLocked(BreachChangedLocks, "the changes of "+snap.ID); err != nil {
+			yield(sdk.Extent{}, err)
+			return
+		}
 		leave, crowded := r.crowded(BreachParallelChangesCut, snap.ID)
 		defer leave()
 		for e, err := range r.Platform.Changed(ctx, snap, id) {

@@ -13,6 +13,10 @@ func (r *rogue) Watch(ctx context.Context) iter.Seq2[sdk.Change, error] {
 		ctx = context.WithoutCancel(ctx)
 	}
 	return func(yield func(sdk.Change, error) bool) {
+		if err := r.lookLocked(BreachWatchLocks, "the watch"); err != nil {
+			yield(sdk.Change{}, err)
+			return
+		}
 		first := true
 		for change, err := range r.Platform.Watch(ctx) {
 			switch {
