@@ -161,13 +161,36 @@ func (b *builder) download(ctx context.Context, name string) (string, error) {
 		return file, nil
 	}
 	// apt writes the file under its final name at the end, so a broken download leaves nothing that looks whole.
-	if _, err := run(ctx, b.cache, nil, "apt-get", "-q", "download", name); err != nil {
-		return "", err
+	_, err := run(ctx, b.cache, nil, "apt-get", "-q", "download", name)
+	if err != nil {
+		// Old lists name versions that the mirror has dropped; it may still have an older one that they name too.
+		for _, version := range b.versions(ctx, name) {
+			if _, err = run(ctx, b.cache, nil, "apt-get", "-q", "download", name+"="+version); err == nil {
+				break
+			}
+		}
+	}
+	if err != nil {
+		return "", fmt.Errorf("%w; apt-get update may help", err)
 	}
 	if file, ok := find(); ok {
 		return file, nil
 	}
 	return "", fmt.Errorf("apt-get download %s left no package", name)
+}
+
+// versions are those of a package that the lists name, the newest first.
+func (b *builder) versions(ctx context.Context, name string) (versions []string) {
+	out, err := run(ctx, b.cache, nil, "apt-cache", "madison", name)
+	if err != nil {
+		return nil
+	}
+	for line := range strings.Lines(string(out)) {
+		if fields := strings.Split(line, "|"); len(fields) > 1 {
+			versions = append(versions, strings.TrimSpace(fields[1]))
+		}
+	}
+	return versions
 }
 
 func (b *builder) bootDisk(ctx context.Context, kernel, path string) error {

@@ -119,6 +119,9 @@ type RunError struct {
 // Error tells status and output.
 func (e *RunError) Error() string { return fmt.Sprintf("status %d: %s", e.Status, e.Output) }
 
+// runLimit is how long a command may take that its caller does not bound.
+const runLimit = 3 * time.Minute
+
 // Run runs a command line on the guest's console and returns what it printed.
 func (g Guest) Run(ctx context.Context, command string) (string, error) {
 	c, err := g.console(ctx)
@@ -126,7 +129,7 @@ func (g Guest) Run(ctx context.Context, command string) (string, error) {
 		return "", err
 	}
 	defer c.file.Close()
-	limit := 60 * time.Second
+	limit := runLimit
 	if deadline, ok := ctx.Deadline(); ok {
 		limit = min(limit, time.Until(deadline))
 	}

@@ -33,8 +33,8 @@ type Guest struct {
 	Name string
 }
 
-// ReadyLimit is how long a guest may take to boot. Alone it takes 4 s; a busy machine has been seen to need 30.
-const ReadyLimit = 90 * time.Second
+// ReadyLimit is how long a guest may take to boot. Alone it takes 4 s; a busy machine has been seen to need 30 and more.
+const ReadyLimit = 4 * time.Minute
 
 var domain = template.Must(template.New("domain").Parse(`<domain type='{{.Type}}'>
   <name>{{.Name}}</name>

@@ -113,8 +113,8 @@ func (s *Stack) Repository() string { return filepath.Join(s.ServerData(), "repo
 // Socket is the agent's.
 func (s *Stack) Socket() string { return filepath.Join(s.AgentData(), "agent.sock") }
 
-// startTime bounds the start of a process.
-const startTime = time.Minute
+// startTime bounds the start of a process, also where the processor is busy with others.
+const startTime = 3 * time.Minute
 
 // StartServer starts the provider, or starts it again with its data.
 func (s *Stack) StartServer(ctx context.Context) error {
