@@ -303,12 +303,15 @@ func TestLeakEndsTheLeaker(t *testing.T) {
 }
 
 func TestHangingPluginIsEndedAndStopped(t *testing.T) {
-	s := newScene(t, "1.0.0", Options{CallLimit: 2 * time.Second}, PluginPolicy{})
+	t.Parallel()                  // it waits
+	const limit = 5 * time.Second // the good endpoint's calls return in it
+	tooLong := fmt.Sprint("took longer than ", limit)
+	s := newScene(t, "1.0.0", Options{CallLimit: limit}, PluginPolicy{})
 	p := open(t, s.Host, s.bad("hang", ""))
 	first := pid(t, p)
 	s.beside(func() {
 		for range silenceLimit {
-			blames(t, probe(t.Context(), p), "took longer than 2s")
+			blames(t, probe(t.Context(), p), tooLong)
 		}
 		until(t, "the end of the process that hangs", func() bool { return ended(first) })
 	})
@@ -317,7 +320,7 @@ func TestHangingPluginIsEndedAndStopped(t *testing.T) {
 	}
 	// A listing that hangs after its first machine is no better.
 	trickle := open(t, s.Host, s.bad("trickle", ""))
-	s.beside(func() { blames(t, machines(t.Context(), trickle), "took longer than 2s") })
+	s.beside(func() { blames(t, machines(t.Context(), trickle), tooLong) })
 	m := s.meter("hostile").snapshot()
 	for _, c := range m.Calls {
 		if c.Method == "Probe" && (c.Calls != silenceLimit || c.Errors[sdk.FaultPlugin] != silenceLimit || c.InFlight != 0) {

@@ -41,7 +41,7 @@ func next(t *testing.T, items <-chan item) item {
 			t.Fatal("the watch ended without an error")
 		}
 		return i
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the watch tells nothing")
 	}
 	return item{}
@@ -55,12 +55,13 @@ func stands(t *testing.T, items <-chan item) {
 }
 
 func TestWatchTellsChangesAndOutlivesTheLimitOfCalls(t *testing.T) {
+	t.Parallel() // it waits
 	dir := t.TempDir()
 	hv, err := sim.Open(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := newHost(t, Options{CallLimit: 3 * time.Second})
+	h := newHost(t, Options{CallLimit: 8 * time.Second})
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	items := watch(t, ctx, open(t, h, endpoint(t, map[string]any{"dir": dir})))
@@ -69,7 +70,7 @@ func TestWatchTellsChangesAndOutlivesTheLimitOfCalls(t *testing.T) {
 	select {
 	case i := <-items:
 		t.Fatalf("a quiet watch told %+v %v", i.change, i.err)
-	case <-time.After(4 * time.Second):
+	case <-time.After(9 * time.Second):
 	}
 	m, err := hv.CreateMachine(sim.MachineSpec{Name: "db", Tags: []string{"gold"}, DiskBytes: []int64{1 << 20}})
 	if err != nil {
@@ -108,7 +109,8 @@ func TestWatchDoesNotHoldUpASuccessor(t *testing.T) {
 }
 
 func TestHangingWatchEnds(t *testing.T) {
-	h := newHost(t, Options{CallLimit: 2 * time.Second})
+	t.Parallel()
+	h := newHost(t, Options{CallLimit: 5 * time.Second})
 	p := open(t, h, endpoint(t, map[string]any{"dir": t.TempDir(), "faults": []sim.Fault{{Call: "Watch", Action: sim.ActionHang}}}))
 	// The plugin beats while its author hangs.
 	if i := next(t, watch(t, t.Context(), p)); !errors.Is(i.err, sdk.ErrUnavailable) {

@@ -81,7 +81,7 @@ func (p *puppet) Probe(ctx context.Context, subject sdk.Subject) (sdk.Report, er
 // until polls a condition; a test that needs more than the limit has failed.
 func until(t testing.TB, what string, done func() bool) {
 	t.Helper()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(time.Minute)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for !done() {
@@ -220,11 +220,16 @@ func operator(t testing.TB) context.Context {
 	return audit.With(t.Context(), audit.System("test", "test"))
 }
 
-// open makes a house. Its times are short, for nothing here is far away, and yet
-// long enough for a machine that stalls.
+// open makes a house, in which nobody is called lost because the machine is busy.
 func open(t testing.TB) *house {
 	t.Helper()
-	h := &house{log: &logged{}, clock: &clock{}, silence: 6 * time.Second}
+	return openWith(t, Silence)
+}
+
+// openWith makes a house in which silence lasts as long.
+func openWith(t testing.TB, silence time.Duration) *house {
+	t.Helper()
+	h := &house{log: &logged{}, clock: &clock{}, silence: silence}
 	authority, err := pki.NewAuthority("Test", time.Now())
 	if err != nil {
 		t.Fatal(err)

@@ -180,7 +180,8 @@ func TestLostWorker(t *testing.T) {
 			func(_ *testing.T, _ *house, c *cable, _ *employed) { c.set(false) }},
 	} {
 		t.Run(way.name, func(t *testing.T) {
-			h := open(t)
+			t.Parallel()
+			h := openWith(t, 6*time.Second) // which the second way waits for
 			c := lay(t, h.address)
 			work := filepath.Join(t.TempDir(), "w")
 			h.enrolIn(t, work, "w1", c.address)

@@ -34,7 +34,7 @@ func background(t testing.TB, socket, name string, args ...string) {
 			t.Logf("%s: %s", name, stderr.String())
 		}
 	})
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		if conn, err := net.Dial("unix", socket); err == nil {
 			_ = conn.Close()
