@@ -3,9 +3,10 @@
 // An object is a regular file at its name below the root. A new one is written
 // to a temporary file, synced, linked to its name, which fails if the name is
 // taken, and the folders are synced; so whoever sees a name sees the whole
-// object, and nothing is ever overwritten. What begins with a dot is not an
-// object: .incoming holds temporary files, .retained the dates before which
-// objects are not deleted.
+// object, and nothing is ever overwritten. A temporary file has no name where
+// the file system allows that, so a process that is killed leaves nothing. What
+// begins with a dot is not an object: .incoming holds temporary files with a
+// name, .retained the dates before which objects are not deleted.
 //
 // Retention in a directory keeps this program from deleting too early. It does
 // not protect from anybody who may write to the directory by other means.
@@ -126,15 +127,33 @@ func (s *Store) Put(ctx context.Context, name string, content io.ReaderAt, size 
 	if _, err := s.root.Lstat(name); err == nil { // spares the copy; the link decides
 		return fmt.Errorf("put %s: %w", name, blob.ErrExists)
 	}
-	temporary := path.Join(incoming, rand.Text())
-	defer func() { _ = s.root.Remove(temporary) }()
-	if err := s.write(temporary, content, size); err != nil {
+	link, discard, err := s.stage(content, size)
+	if err != nil {
 		return fmt.Errorf("put %s: %w", name, translate(err))
 	}
-	if err := s.link(name, func() error { return s.root.Link(temporary, name) }); err != nil {
+	defer discard()
+	if err := s.link(name, func() error { return link(name) }); err != nil {
 		return fmt.Errorf("put %s: %w", name, translate(err))
 	}
 	return nil
+}
+
+// stage writes and syncs a temporary file, and returns what gives it a name and
+// what ends it. It is one without a name where the file system has those.
+func (s *Store) stage(content io.ReaderAt, size int64) (link func(name string) error, discard func(), err error) {
+	if f, err := openUnnamed(s.root); err == nil {
+		if err := fill(f, content, size); err != nil {
+			return nil, nil, errors.Join(err, f.Close())
+		}
+		return func(name string) error { return linkUnnamed(s.root, f, name) }, func() { _ = f.Close() }, nil
+	}
+	temporary := path.Join(incoming, rand.Text())
+	discard = func() { _ = s.root.Remove(temporary) }
+	if err := s.write(temporary, content, size); err != nil {
+		discard()
+		return nil, nil, err
+	}
+	return func(name string) error { return s.root.Link(temporary, name) }, discard, nil
 }
 
 func (s *Store) write(file string, content io.ReaderAt, size int64) (err error) {
@@ -142,7 +161,11 @@ func (s *Store) write(file string, content io.ReaderAt, size int64) (err error) 
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, f.Close()) }()
+	return errors.Join(fill(f, content, size), f.Close())
+}
+
+// fill writes a file and syncs it.
+func fill(f *os.File, content io.ReaderAt, size int64) error {
 	n, err := io.Copy(f, io.NewSectionReader(content, 0, size))
 	if err != nil {
 		return err

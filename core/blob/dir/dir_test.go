@@ -2,9 +2,11 @@ package dir_test
 
 import (
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -112,5 +114,41 @@ func TestFailedPutLeavesNoTemporaryFile(t *testing.T) {
 	entries, err := os.ReadDir(filepath.Join(root, ".incoming"))
 	if err != nil || len(entries) != 0 {
 		t.Errorf("temporary files: %v, %v", entries, err)
+	}
+}
+
+// slowly is content that comes after somebody looked at the store.
+type slowly struct {
+	io.ReaderAt
+	look func()
+}
+
+func (s slowly) ReadAt(p []byte, off int64) (int, error) {
+	s.look()
+	return s.ReaderAt.ReadAt(p, off)
+}
+
+// A process that is killed while it writes leaves nothing behind, since what it
+// writes has no name yet.
+func TestWhatIsBeingWrittenHasNoName(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Log("temporary files have names on this system")
+		return
+	}
+	root := t.TempDir()
+	s := open(t, root)
+	looked := false
+	content := slowly{strings.NewReader("content"), func() {
+		looked = true
+		entries, err := os.ReadDir(filepath.Join(root, ".incoming"))
+		if err != nil || len(entries) != 0 {
+			t.Errorf("temporary files: %v, %v", entries, err)
+		}
+	}}
+	if err := s.Put(t.Context(), "a/b", content, 7); err != nil || !looked {
+		t.Fatalf("put: %v, looked %v", err, looked)
+	}
+	if b, err := os.ReadFile(filepath.Join(root, "a", "b")); err != nil || string(b) != "content" {
+		t.Errorf("object: %q, %v", b, err)
 	}
 }
