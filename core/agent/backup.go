@@ -217,42 +217,51 @@ func (b *backingUp) backupMachine(ctx context.Context, e host.Endpoint, p sdk.Pl
 	if known.Epoch, err = b.agent.nextEpoch(ctx, e.ID, m.ID); err != nil {
 		return result, err
 	}
-	if id, err := b.alreadyCommitted(ctx, m.ID, known); err != nil || id != "" {
-		result.State, result.Point = job.Succeeded, id
-		return result, err
-	}
-	id := pointID(b.exec.Run(), m.ID, b.exec.Run().Attempts)
-	tried, err := b.tried(ctx, m.ID)
-	if err != nil {
-		return result, err
-	}
-	compare := known.Runs >= compareRuns || !known.Compared.IsZero() && b.agent.now().Sub(known.Compared) >= compareDays*24*time.Hour
-	made, err := backup.Run(ctx, backup.Request{
+	req := backup.Request{
 		Platform: p, PlatformName: e.Plugin, Endpoint: e.Name, Source: m.ID,
 		Op:           sdk.Op{ID: b.exec.Run().ID + "/" + string(m.ID), Epoch: known.Epoch},
 		RepositoryID: b.job.Repository, Repository: &resumable{Repository: b.store.repository, agent: b.agent, machine: &known, run: ctx}, Keys: b.keys,
-		Machine: known.ID, Owner: b.agent.Name, Point: id, Remembered: known.Remembered, Tried: tried, Held: known.Held,
+		Machine: known.ID, Owner: b.agent.Name, Point: pointID(b.exec.Run(), m.ID, b.exec.Run().Attempts), Remembered: known.Remembered, Held: known.Held,
 		ChunkSize: b.store.info.ChunkSize, FanOut: b.store.info.FanOut,
-		Quiesce: b.job.Quiesce, Exclude: m.Exclude, CompareAll: compare,
+		Quiesce: b.job.Quiesce, Exclude: m.Exclude,
 		Tasks:    max(1, min(maxTasks, b.site.Tenant.MaxTasks)),
 		Progress: func(pr backup.Progress) { b.progress(ctx, phase, pr) },
-	})
+	}
+	if committed, err := b.alreadyCommitted(ctx, m.ID, known); err != nil {
+		return result, err
+	} else if committed != nil {
+		return result, b.adopt(ctx, req, *committed, known, &result)
+	}
+	if req.Tried, err = b.tried(ctx, m.ID); err != nil {
+		return result, err
+	}
+	req.CompareAll = known.Runs >= compareRuns || !known.Compared.IsZero() && b.agent.now().Sub(known.Compared) >= compareDays*24*time.Hour
+	made, err := backup.Run(ctx, req)
 	b.describe(&result, made)
 	known.Held = made.Held
 	if err != nil {
 		return result, errors.Join(err, b.agent.Store.PutMachine(context.WithoutCancel(ctx), known))
 	}
-	known.Remembered = slices.Insert(known.Remembered, 0, made.Point)
-	known.Remembered = known.Remembered[:min(len(known.Remembered), MaxRemembered)]
-	known.Session, known.Runs = "", known.Runs+1
+	return result, b.remember(ctx, made, known, &result)
+}
+
+// remember writes down a point that was committed, and forgets what the job no
+// longer keeps.
+func (b *backingUp) remember(ctx context.Context, made backup.Result, known Machine, result *MachineResult) error {
+	if !slices.Contains(known.Remembered, made.Point) {
+		known.Remembered = slices.Insert(known.Remembered, 0, made.Point)
+		known.Remembered = known.Remembered[:min(len(known.Remembered), MaxRemembered)]
+		known.Runs++
+	}
+	known.Session = ""
 	if made.Kind != point.KindIncremental {
 		known.Compared, known.Runs = b.agent.now(), 0
 	}
 	if err := b.agent.Store.PutMachine(ctx, known); err != nil {
-		return result, fmt.Errorf("remember point %s: %w", made.Point, err)
+		return fmt.Errorf("remember point %s: %w", made.Point, err)
 	}
-	b.retain(ctx, known, &result)
-	return result, nil
+	b.retain(ctx, known, result)
+	return nil
 }
 
 // pointID is the id of the point that an attempt of a run makes of a machine.
@@ -286,7 +295,7 @@ func (b *backingUp) tried(ctx context.Context, m sdk.MachineID) ([]point.ID, err
 
 // alreadyCommitted finds the point that an earlier attempt of this run
 // committed, if it was interrupted before it could write that down.
-func (b *backingUp) alreadyCommitted(ctx context.Context, source sdk.MachineID, known Machine) (point.ID, error) {
+func (b *backingUp) alreadyCommitted(ctx context.Context, source sdk.MachineID, known Machine) (*point.Manifest, error) {
 	for attempt := b.exec.Run().Attempts - 1; attempt > 0; attempt-- {
 		id := pointID(b.exec.Run(), source, attempt)
 		m, err := b.agent.openManifest(ctx, b.store.repository, id)
@@ -294,23 +303,24 @@ func (b *backingUp) alreadyCommitted(ctx context.Context, source sdk.MachineID, 
 		case isNotFound(err):
 			continue
 		case err != nil:
-			return "", err
+			return nil, err
 		case m.Public.Machine != known.ID:
-			return "", fmt.Errorf("point %s is of another machine: %w", id, point.ErrForged)
+			return nil, fmt.Errorf("point %s is of another machine: %w", id, point.ErrForged)
 		}
-		return id, b.adopt(ctx, id, known)
+		return &m, nil
 	}
-	return "", nil
+	return nil, nil
 }
 
-// adopt remembers a point that was committed.
-func (b *backingUp) adopt(ctx context.Context, id point.ID, known Machine) error {
-	if !slices.Contains(known.Remembered, id) {
-		known.Remembered = slices.Insert(known.Remembered, 0, id)
-		known.Remembered = known.Remembered[:min(len(known.Remembered), MaxRemembered)]
+// adopt ends what the attempt left that committed a point, and remembers it.
+func (b *backingUp) adopt(ctx context.Context, req backup.Request, committed point.Manifest, known Machine, result *MachineResult) error {
+	made, err := backup.Conclude(ctx, req, committed)
+	b.describe(result, made)
+	known.Held = made.Held
+	if err != nil {
+		return errors.Join(err, b.agent.Store.PutMachine(context.WithoutCancel(ctx), known))
 	}
-	known.Session = ""
-	return b.agent.Store.PutMachine(ctx, known)
+	return b.remember(ctx, made, known, result)
 }
 
 func (b *backingUp) describe(result *MachineResult, made backup.Result) {

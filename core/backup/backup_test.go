@@ -126,7 +126,7 @@ func (s *site) write(disk int, off int64, n int, seed uint64) {
 
 func (s *site) request() backup.Request {
 	s.runs++
-	s.req.Op = sdk.Op{ID: fmt.Sprintf("run-%d", s.runs), Epoch: 1}
+	s.req.Op = sdk.Op{ID: fmt.Sprintf("run-%d", s.runs), Epoch: max(1, s.req.Op.Epoch)}
 	return s.req
 }
 
@@ -536,5 +536,46 @@ func TestProgressAddsUp(t *testing.T) {
 	s.backup()
 	if last.TotalBytes != 16*mib || last.DoneBytes != 16*mib || last.ReadBytes != 4*mib {
 		t.Errorf("last progress %+v", last)
+	}
+}
+
+// A process that is killed between commit and the end of its snapshot leaves the
+// snapshot; the next life ends it, and the marks are those of the point.
+func TestKilledAfterCommitIsConcluded(t *testing.T) {
+	for name, killed := range map[string]bool{"before the end of the snapshot": true, "after it": false} {
+		t.Run(name, func(t *testing.T) {
+			s := newSite(t, 8*mib, mib)
+			s.write(0, 0, 4*mib, 1)
+			held := s.backup().Held
+			s.write(0, mib, mib, 2)
+			req := s.request()
+			req.Held = held
+			if killed {
+				process := s.hv.Connect(sim.Settings{})
+				req.Platform = process
+				s.repo.onCommit = func(int) error { process.Kill(); return nil }
+			}
+			made, err := backup.Run(t.Context(), req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.repo.onCommit = nil
+			committed, err := point.Open(s.repo.points[len(s.repo.points)-1], req.Keys)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Platform, req.Op.Epoch = s.hv.Connect(sim.Settings{}), req.Op.Epoch+1
+			concluded, err := backup.Conclude(t.Context(), req, committed)
+			if err != nil || concluded.Point != made.Point || concluded.Kind != made.Kind || len(concluded.Warnings) != 0 {
+				t.Errorf("concluded: %+v, %v", concluded, err)
+			}
+			s.clean()
+			s.req.Op.Epoch = req.Op.Epoch
+			s.write(0, 3*mib, mib, 3)
+			if res := s.backup(); res.Kind != point.KindIncremental {
+				t.Errorf("the run after it is %s: %+v", res.Kind, res.Warnings)
+			}
+			s.holds()
+		})
 	}
 }
