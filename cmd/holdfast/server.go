@@ -18,6 +18,7 @@ import (
 
 	"github.com/holdfast-dr/holdfast/core/gateway"
 	"github.com/holdfast-dr/holdfast/core/pki"
+	"github.com/holdfast-dr/holdfast/core/repository"
 )
 
 // serverConfig is the configuration of the provider's server.
@@ -31,6 +32,7 @@ type serverConfig struct {
 	MasterKey string        `mapstructure:"master_key"` // file:PATH
 	Grace     time.Duration `mapstructure:"grace"`      // for requests in flight when the server stops
 	Collect   time.Duration `mapstructure:"collect"`    // how often space that nothing uses is freed; 0: by hand only
+	Readers   time.Duration `mapstructure:"readers"`    // how long an emptied pack stays for who may still read it
 
 	Certificate certificateConfig `mapstructure:"certificate"`
 	Log         logConfig         `mapstructure:"log"`
@@ -90,7 +92,7 @@ A server that finds an empty database in place of the one that it had, or not th
 does not start. It says what is missing, and what --new-database and --new-authority, for one start each, would cost.
 
 Keys of the file:
-  data, listen, address, names, provider, database, master_key, grace, collect,
+  data, listen, address, names, provider, database, master_key, grace, collect, readers,
   certificate.file, certificate.key, certificate.password_file, log.level, log.format`,
 		Example: `  holdfast server -dev
   holdfast server --config /etc/holdfast/server.yaml -check
@@ -125,6 +127,7 @@ Keys of the file:
 	flags.String("master-key", "", "file:PATH (default master.key in the data directory)")
 	flags.Duration("grace", 0, "for requests in flight when the server stops (default 30s)")
 	flags.Duration("collect", 0, "how often space that nothing uses is freed, 0 for by hand only (default 24h)")
+	flags.Duration("readers", 0, "how long an emptied pack stays for who may still read it (default 24h)")
 	flags.String("certificate-file", "", "certificate from elsewhere: PEM or PFX")
 	flags.String("certificate-key", "", "its key, if it is in a file of its own")
 	flags.String("certificate-password-file", "", "file with the password of a PFX")
@@ -135,7 +138,8 @@ Keys of the file:
 
 // serverConfig reads the configuration and fills in what follows from it.
 func (a *app) serverConfig(cmd *cobra.Command, file string, dev bool) (serverConfig, error) {
-	c := serverConfig{Provider: "Holdfast provider", Grace: 30 * time.Second, Collect: 24 * time.Hour, Log: logConfig{Level: "info", Format: "text"}, dev: dev}
+	c := serverConfig{Provider: "Holdfast provider", Grace: 30 * time.Second, Collect: 24 * time.Hour,
+		Readers: repository.DefaultLongestRead, Log: logConfig{Level: "info", Format: "text"}, dev: dev}
 	if dev {
 		c.Provider, c.Log.Level, c.Grace = "Holdfast demo provider", "warn", 5*time.Second
 	}
@@ -191,6 +195,9 @@ func (c serverConfig) check(cmd *cobra.Command) error {
 	}
 	if c.Collect < 0 || c.Collect > 0 && c.Collect < time.Minute {
 		return usagef(cmd, "collect %s: want at least a minute, or 0", c.Collect)
+	}
+	if c.Readers < time.Second {
+		return usagef(cmd, "readers %s: want at least a second; a read that takes longer fails", c.Readers)
 	}
 	if c.Certificate.File == "" && (c.Certificate.Key != "" || c.Certificate.PasswordFile != "") {
 		return usagef(cmd, "certificate.key and certificate.password_file belong to a certificate.file")

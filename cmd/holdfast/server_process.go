@@ -113,7 +113,7 @@ func newServer(ctx context.Context, c serverConfig, password string, log *slog.L
 	if err := s.expel(ctx); err != nil {
 		return nil, err
 	}
-	if s.repositories, err = newRepositories(s.db, s.holder, c.Data, log); err != nil {
+	if s.repositories, err = newRepositories(s.db, s.holder, c, log); err != nil {
 		return nil, err
 	}
 	s.runner = &job.Runner{Store: s.db.Runs(), Holder: s.holder, Handlers: s.repositories.handlers(), Log: log}

@@ -32,8 +32,10 @@ type repositories struct {
 	db     *state.DB
 	holder claim.Holder
 	data   string
-	index  *repository.Index
-	log    *slog.Logger
+	// readers is how long a condemned pack stays.
+	readers time.Duration
+	index   *repository.Index
+	log     *slog.Logger
 
 	life context.Context // of everything that is open
 	end  context.CancelFunc
@@ -60,13 +62,13 @@ type openRepository struct {
 	closeErr error
 }
 
-func newRepositories(db *state.DB, holder claim.Holder, data string, log *slog.Logger) (*repositories, error) {
-	index, err := repository.OpenIndex(filepath.Join(data, "index"), repository.IndexOptions{})
+func newRepositories(db *state.DB, holder claim.Holder, c serverConfig, log *slog.Logger) (*repositories, error) {
+	index, err := repository.OpenIndex(filepath.Join(c.Data, "index"), repository.IndexOptions{})
 	if err != nil {
 		return nil, err
 	}
 	life, end := context.WithCancel(context.Background())
-	return &repositories{db: db, holder: holder, data: data, index: index, log: log, life: life, end: end, opened: map[quota.ID]*openRepository{}}, nil
+	return &repositories{db: db, holder: holder, data: c.Data, readers: c.Readers, index: index, log: log, life: life, end: end, opened: map[quota.ID]*openRepository{}}, nil
 }
 
 // open is the gateway's Opener. The scope is in the query: a foreign repository
@@ -160,7 +162,7 @@ func (s *repositories) fill(o *openRepository, r quota.CloudRepository, location
 		epoch = 0 // not even the claim is written there
 	}
 	o.repository, err = repository.Open(o.work, repository.Config{ID: string(r.ID), Blobs: o.blobs, Index: s.index, Catalogue: s.db.Catalogue(),
-		SpoolDir: filepath.Join(s.data, "spool"), Epoch: epoch, ChunkSize: r.ChunkSize, Log: s.log})
+		SpoolDir: filepath.Join(s.data, "spool"), Epoch: epoch, ChunkSize: r.ChunkSize, LongestRead: s.readers, Log: s.log})
 	if err != nil {
 		return err
 	}
