@@ -131,6 +131,27 @@ func (p *Process) Children() (map[string]Usage, error) {
 	return found, nil
 }
 
+// ChildPIDs are the processes that a process started and that still run, by
+// process id, with the names of their programs as the kernel has them, which is
+// at most 15 bytes.
+func ChildPIDs(parent int) (map[int]string, error) {
+	found := make(map[int]string)
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range stats {
+		fields, name, err := readStat(path)
+		if err != nil || len(fields) < 2 || fields[1] != strconv.Itoa(parent) || fields[0] == "Z" {
+			continue
+		}
+		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path))); err == nil {
+			found[pid] = name
+		}
+	}
+	return found, nil
+}
+
 // readStat is the fields of a stat file after the program's name: state first.
 func readStat(path string) (fields []string, name string, err error) {
 	b, err := os.ReadFile(path)

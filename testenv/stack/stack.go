@@ -134,7 +134,12 @@ func (s *Stack) StartServer(ctx context.Context) error {
 		if err := s.readCredentials(); err != nil {
 			return false, err
 		}
-		_, err := s.Provider(ctx, "tenant", "list")
+		api, err := s.ServerAPI()
+		if err == nil && len(s.ServerPrefix) == 0 {
+			err = api.Do(ctx, "GET", "/v1/status", nil, nil)
+		} else if err == nil { // it may listen where this process has no way
+			_, err = s.Provider(ctx, "tenant", "list")
+		}
 		return err == nil, err
 	})
 }
@@ -196,7 +201,7 @@ func (s *Stack) StartAgent(ctx context.Context) error {
 		if _, err := os.Stat(s.Socket()); errors.Is(err, fs.ErrNotExist) {
 			return false, nil
 		}
-		_, err := s.Run(ctx, "key", "list", "-o", "json")
+		err := s.AgentAPI().Do(ctx, "GET", "/v1/site/keys", nil, nil)
 		return err == nil, err
 	})
 }
