@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/build/tools/bin:$(PATH):/usr/local/go/bin:/usr/sbin:/sb
 version = $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 gobuild = go build -trimpath -buildvcs=false -ldflags '-X main.version=$(version)'
 
-.PHONY: help build demo test check bench generate clean programs ready-build ready-demo ready-bench
+.PHONY: help build demo test soak check bench generate clean programs ready-build ready-demo ready-bench
 
 help:
 	@echo 'make TARGET, where TARGET is'
@@ -34,6 +34,10 @@ ready-build ready-demo ready-bench: ready-%:
 test: ## every suite, with the minutes that each took (SUITE="unit libvirt" runs some of them)
 	@testenv/setup.sh test
 	@.ci/test $(SUITE)
+
+soak: ## what grows with time: kills, model tests, fuzzing, for as long as SOAK says (SOAK=2h)
+	@testenv/setup.sh test
+	@.ci/soak $(SOAK)
 
 check: ## format, vet, linters, generated code, licences, shell scripts, the build without cgo
 	@testenv/setup.sh lint

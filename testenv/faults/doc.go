@@ -1,0 +1,24 @@
+// Package faults kills, starves and misleads the real programs and asks after
+// each blow whether anything was lost.
+//
+// # Rounds
+//
+// A world is a provider, a site with a simulated hypervisor, and the model of
+// what has to be restorable. Each round changes a disk, begins an operation,
+// kills one of the processes at some moment, starts it again, and lets what was
+// begun come to its end. Then everything is checked: the points are those of the
+// model and no other, they verify with keys, one is restored and compared, every
+// byte in the store is accounted for and charged, nothing is left at the
+// hypervisor, nothing was sent twice beyond what was in flight, and the next
+// backup succeeds.
+//
+// A round is determined by its seed, which is in the log: operation, victim,
+// machine, and the moment, which is a change that is seen in a directory, or a
+// part of the time that the operation takes on this machine. Rounds follow one
+// another in one world, so the same seed meets another world when it is played
+// alone; most failures come back all the same:
+//
+//	FAULTS=1000 go test ./testenv/faults -run Rounds                            more of them
+//	FAULTS=1 FAULTS_SEED=4711 go test ./testenv/faults -run Rounds -v           one, again
+//	SOAK=2h make soak                                                           as long as you like
+package faults
