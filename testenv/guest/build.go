@@ -73,10 +73,16 @@ func lock(path string) (unlock func(), err error) {
 type builder struct {
 	cache   string
 	options Options
-	work    string // scratch directory of this build
+	work    string   // scratch directory of this build
+	lists   []string // options that make apt use lists of the build's own, once it has some
 }
 
 func (b *builder) build(ctx context.Context) (Image, error) {
+	var err error
+	if b.work, err = os.MkdirTemp(b.cache, "build-"); err != nil {
+		return Image{}, err
+	}
+	defer os.RemoveAll(b.work)
 	kernel, err := b.kernelPackage(ctx)
 	if err != nil {
 		return Image{}, err
@@ -87,10 +93,6 @@ func (b *builder) build(ctx context.Context) (Image, error) {
 		Data:  filepath.Join(b.cache, fmt.Sprintf("%s-vdb-%d.qcow2", name, b.options.DataBytes)),
 		Agent: b.options.Agent,
 	}
-	if b.work, err = os.MkdirTemp(b.cache, "build-"); err != nil {
-		return Image{}, err
-	}
-	defer os.RemoveAll(b.work)
 	if !exists(image.Boot) {
 		if err := b.bootDisk(ctx, kernel, image.Boot); err != nil {
 			return Image{}, err
@@ -121,76 +123,6 @@ func (b *builder) imageName(kernel string) string {
 		kind = "agent"
 	}
 	return fmt.Sprintf("%s-%s-%x", strings.TrimSuffix(kernel, ".deb"), kind, h.Sum(nil)[:6])
-}
-
-var kernelName = regexp.MustCompile(`Depends: (linux-image-[0-9][^\s]*)`)
-
-// kernelPackage is the file name of the kernel's package. A cached one is good enough when apt knows of none, so that a
-// machine without network still has its guests.
-func (b *builder) kernelPackage(ctx context.Context) (string, error) {
-	known, err := filepath.Glob(filepath.Join(b.cache, "linux-image-*.deb"))
-	if err != nil {
-		return "", err
-	}
-	if len(known) > 0 {
-		slices.Sort(known)
-		return filepath.Base(known[len(known)-1]), nil
-	}
-	out, err := run(ctx, b.cache, nil, "apt-cache", "depends", kernelMeta)
-	if err != nil {
-		return "", err
-	}
-	name := kernelName.FindSubmatch(out)
-	if name == nil {
-		return "", fmt.Errorf("apt knows no kernel behind %s: apt-get update may help", kernelMeta)
-	}
-	return b.download(ctx, string(name[1]))
-}
-
-// download fetches a package, without installing it, into the cache and returns its file name.
-func (b *builder) download(ctx context.Context, name string) (string, error) {
-	find := func() (string, bool) {
-		found, _ := filepath.Glob(filepath.Join(b.cache, name+"_*.deb"))
-		if len(found) == 0 {
-			return "", false
-		}
-		slices.Sort(found)
-		return filepath.Base(found[len(found)-1]), true
-	}
-	if file, ok := find(); ok {
-		return file, nil
-	}
-	// apt writes the file under its final name at the end, so a broken download leaves nothing that looks whole.
-	_, err := run(ctx, b.cache, nil, "apt-get", "-q", "download", name)
-	if err != nil {
-		// Old lists name versions that the mirror has dropped; it may still have an older one that they name too.
-		for _, version := range b.versions(ctx, name) {
-			if _, err = run(ctx, b.cache, nil, "apt-get", "-q", "download", name+"="+version); err == nil {
-				break
-			}
-		}
-	}
-	if err != nil {
-		return "", fmt.Errorf("%w; apt-get update may help", err)
-	}
-	if file, ok := find(); ok {
-		return file, nil
-	}
-	return "", fmt.Errorf("apt-get download %s left no package", name)
-}
-
-// versions are those of a package that the lists name, the newest first.
-func (b *builder) versions(ctx context.Context, name string) (versions []string) {
-	out, err := run(ctx, b.cache, nil, "apt-cache", "madison", name)
-	if err != nil {
-		return nil
-	}
-	for line := range strings.Lines(string(out)) {
-		if fields := strings.Split(line, "|"); len(fields) > 1 {
-			versions = append(versions, strings.TrimSpace(fields[1]))
-		}
-	}
-	return versions
 }
 
 func (b *builder) bootDisk(ctx context.Context, kernel, path string) error {
