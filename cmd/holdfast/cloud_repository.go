@@ -73,6 +73,7 @@ a tenant of another name than the one whose backups they were, that one has to b
 	}
 	a.tenantFlag(cmd, &name, "whose it is")
 	cmd.Flags().StringVar(&repository, "repository", "", "the provider's repository behind it")
+	_ = cmd.RegisterFlagCompletionFunc("repository", a.completeOwnFlag(locationNames))
 	cmd.Flags().StringVar(&size, "quota", "", "its size, such as 500GiB or 2TiB")
 	cmd.Flags().StringVar(&id, "id", "", "take what lies under this id into use, instead of a new one")
 	cmd.Flags().StringVar(&former, "former-tenant", "", "name of the tenant whose backups lie under the id, if it is another one")
@@ -121,6 +122,7 @@ repository: after the loss of the database everything, else what deleted tenants
 	a.tenantFlag(cmd, &name, "whose (default everybody's)")
 	cmd.Flags().BoolVar(&unknown, "unknown", false, "what lies in repositories and belongs to no cloud repository")
 	cmd.Flags().StringVar(&repository, "repository", "", "with --unknown: only in this one of the provider's repositories")
+	_ = cmd.RegisterFlagCompletionFunc("repository", a.completeOwnFlag(locationNames))
 	cmd.MarkFlagsMutuallyExclusive("unknown", "tenant")
 	return cmd
 }
@@ -129,7 +131,7 @@ func cloudDeleteCommand(a *app) *cobra.Command {
 	var name string
 	cmd := &cobra.Command{
 		Use: "delete NAME", Short: "Delete a cloud repository that stores nothing",
-		Example: "  holdfast cloud-repository delete backups --tenant Acme", Args: cobra.ExactArgs(1),
+		Example: "  holdfast cloud-repository delete backups --tenant Acme", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeOwn(cloudNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.provider()
 			if err != nil {
@@ -159,7 +161,7 @@ func cloudPointsCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "points NAME", Short: "List the points in a cloud repository, as the provider sees them",
 		Long:    "List the points in a cloud repository. Names and content of machines are known to the tenant alone.",
-		Example: "  holdfast cloud-repository points backups --tenant Acme", Args: cobra.ExactArgs(1),
+		Example: "  holdfast cloud-repository points backups --tenant Acme", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeOwn(cloudNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.provider()
 			if err != nil {

@@ -60,7 +60,7 @@ func quotaSetCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "set CLOUD-REPOSITORY SIZE", Short: "Raise or lower a quota",
 		Long:    "Raise or lower a quota, at any time. One below what is used blocks new backups and deletes nothing.",
-		Example: "  holdfast quota set backups 3TiB --tenant Acme", Args: cobra.ExactArgs(2),
+		Example: "  holdfast quota set backups 3TiB --tenant Acme", Args: cobra.ExactArgs(2), ValidArgsFunction: a.completeOwn(cloudNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			size, err := parseSize(args[1])
 			if err != nil {

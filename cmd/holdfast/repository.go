@@ -76,7 +76,7 @@ func repositoryListCommand(a *app) *cobra.Command {
 func repositoryRemoveCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use: "remove NAME", Short: "Forget a repository that no cloud repository uses; its files stay",
-		Example: "  holdfast repository remove store-1", Args: cobra.ExactArgs(1),
+		Example: "  holdfast repository remove store-1", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeOwn(locationNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.provider()
 			if err != nil {
@@ -99,7 +99,7 @@ func repositoryReadOnlyCommand(a *app) *cobra.Command {
 	var off bool
 	cmd := &cobra.Command{
 		Use: "read-only NAME", Short: "Let a repository take nothing new; restores go on",
-		Example: "  holdfast repository read-only store-1\n  holdfast repository read-only store-1 --off", Args: cobra.ExactArgs(1),
+		Example: "  holdfast repository read-only store-1\n  holdfast repository read-only store-1 --off", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeOwn(locationNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.provider()
 			if err != nil {
@@ -131,6 +131,7 @@ func repositoryRunCommand(a *app, verb, short, long string) *cobra.Command {
 		Use: verb + " [CLOUD-REPOSITORY]", Short: short,
 		Long:    short + ". " + long + " Without a name, every cloud repository of the tenant, or of all tenants, is taken.",
 		Example: fmt.Sprintf("  holdfast repository %s\n  holdfast repository %s backups --tenant Acme", verb, verb), Args: cobra.MaximumNArgs(1),
+		ValidArgsFunction: a.completeOwn(cloudNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.provider()
 			if err != nil {

@@ -227,6 +227,7 @@ connection that "holdfast login" saved, or of the local agent, through its socke
 	for _, make := range []func(*app) *cobra.Command{openapiCommand, versionCommand} {
 		root.AddCommand(make(a))
 	}
+	completeNoFiles(root)
 	return root
 }
 
@@ -266,7 +267,19 @@ func noun(use, short, long string, verbs ...*cobra.Command) *cobra.Command {
 			return usagef(cmd, "%s: say what to do: %s", cmd.CommandPath(), strings.Join(names, ", "))
 		}}
 	cmd.AddCommand(verbs...)
+	cmd.Example = examplesOf(verbs)
 	return cmd
+}
+
+// examplesOf is the first example of each of these commands.
+func examplesOf(verbs []*cobra.Command) string {
+	var lines []string
+	for _, verb := range verbs {
+		if first, _, _ := strings.Cut(strings.TrimRight(verb.Example, "\n"), "\n"); first != "" && !verb.Hidden {
+			lines = append(lines, first)
+		}
+	}
+	return strings.Join(lines, "\n")
 }
 
 // isTerminal says whether f is a terminal, for progress bars and prompts.

@@ -279,7 +279,7 @@ func (a *app) showRun(r runView) error {
 	case account != nil:
 		fields = append(fields, account...)
 	case len(r.Result) > 0 && len(r.Machines) == 0:
-		fields = append(fields, field{"result", string(r.Result)})
+		fields = append(fields, resultFields(r.Result)...)
 	}
 	if err := show(a, r, fields...); err != nil {
 		return err

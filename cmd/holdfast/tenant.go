@@ -318,7 +318,7 @@ func tenantRevokeCommand(a *app) *cobra.Command {
 	var name string
 	cmd := &cobra.Command{
 		Use: "revoke AGENT", Short: "Revoke an agent, for good: its site enrols again with a new token",
-		Example: "  holdfast tenant revoke 01a20ae5-76a9-70b5-927c-d0423543fde9 --tenant Acme", Args: cobra.ExactArgs(1),
+		Example: "  holdfast tenant revoke 01a20ae5-76a9-70b5-927c-d0423543fde9 --tenant Acme", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeOwn(agentIDs),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.provider()
 			if err != nil {

@@ -88,6 +88,7 @@ With --user, make a bearer token for a person or a script.`,
 	flags := cmd.Flags()
 	flags.StringVar(&site, "site", "", "name of the site whose agent is to enrol")
 	flags.StringVar(&user, "user", "", "the user that the token is for")
+	_ = cmd.RegisterFlagCompletionFunc("user", a.completeOwnFlag(userNames))
 	flags.StringVar(&name, "name", "cli", "what a user's token is for")
 	flags.StringVar(&level, "level", "", "how far a user's token goes at most: view, operate, manage or all")
 	flags.DurationVar(&life, "life", 0, "how long it is good for, such as 72h (default a day for a site, no end for a user)")
@@ -172,6 +173,7 @@ func tokenListCommand(a *app) *cobra.Command {
 	}
 	a.tenantFlag(cmd, &tenant, "whose agents' tokens, or whose user")
 	cmd.Flags().StringVar(&user, "user", "", "the tokens of this user")
+	_ = cmd.RegisterFlagCompletionFunc("user", a.completeOwnFlag(userNames))
 	return cmd
 }
 

@@ -117,7 +117,7 @@ func userUpdateCommand(a *app, roles []string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "update NAME", Short: "Change a user's role or password, enable or disable it",
 		Long:    "Change a user. A new password, or disabling, ends all of the user's tokens.",
-		Example: "  holdfast user update anna --disable\n  holdfast user update anna --generate-password", Args: cobra.ExactArgs(1),
+		Example: "  holdfast user update anna --disable\n  holdfast user update anna --generate-password", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeOwn(userNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.provider()
 			if err != nil {
@@ -161,7 +161,7 @@ func userUpdateCommand(a *app, roles []string) *cobra.Command {
 func userDeleteCommand(a *app) *cobra.Command {
 	var tenant string
 	cmd := &cobra.Command{
-		Use: "delete NAME", Short: "Delete a user and its tokens", Example: "  holdfast user delete anna", Args: cobra.ExactArgs(1),
+		Use: "delete NAME", Short: "Delete a user and its tokens", Example: "  holdfast user delete anna", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeOwn(userNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.provider()
 			if err != nil {
