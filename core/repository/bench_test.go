@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/holdfast-dr/holdfast/core/audit"
+	"github.com/holdfast-dr/holdfast/core/blob"
 	"github.com/holdfast-dr/holdfast/core/blob/dir"
 	"github.com/holdfast-dr/holdfast/core/chunk"
 	"github.com/holdfast-dr/holdfast/core/point"
@@ -20,15 +21,20 @@ import (
 )
 
 // stage is an open repository with nothing of a tenant around it.
-func stage(b *testing.B) (context.Context, *repository.Repository, string) {
+func stage(b testing.TB) (context.Context, *repository.Repository, string) {
 	b.Helper()
-	ctx := audit.With(b.Context(), audit.System("test", "bench"))
-	root, id := b.TempDir(), uuid.NewString()
+	root := b.TempDir()
 	store, err := dir.Open(filepath.Join(root, "store"), dir.Options{})
 	if err != nil {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { _ = store.Close() })
+	return stageOn(b, root, store)
+}
+
+func stageOn(b testing.TB, root string, store blob.Store) (context.Context, *repository.Repository, string) {
+	b.Helper()
+	ctx, id := audit.With(b.Context(), audit.System("test", "bench")), uuid.NewString()
 	index, err := repository.OpenIndex(filepath.Join(root, "index"), repository.IndexOptions{})
 	if err != nil {
 		b.Fatal(err)
@@ -48,7 +54,7 @@ func stage(b *testing.B) (context.Context, *repository.Repository, string) {
 
 // fill puts and commits a disk of so many chunks, sealed by hand: what the
 // provider does is measured, not the tenant's compression.
-func fill(ctx context.Context, b *testing.B, repo *repository.Repository, id string, chunks int, body []byte) (point.ID, []chunk.ID) {
+func fill(ctx context.Context, b testing.TB, repo *repository.Repository, id string, chunks int, body []byte) (point.ID, []chunk.ID) {
 	b.Helper()
 	machine := point.MachineID(uuid.NewString())
 	session, err := repo.Begin(ctx, machine, "", "")
