@@ -166,9 +166,14 @@ func appendHeader(dst []byte, r Record, body int) []byte {
 // Append appends the record's bytes as ParseRecord read them, checksum
 // included: a record is passed on verbatim, damage and all.
 func (r Record) Append(dst []byte) []byte {
+	return append(r.AppendHeader(dst), r.Body...)
+}
+
+// AppendHeader appends what precedes the body in the record's bytes, so that a
+// record is passed on without its body being copied.
+func (r Record) AppendHeader(dst []byte) []byte {
 	start := len(dst)
 	dst = appendHeader(dst, r, len(r.Body))
-	dst = append(dst, r.Body...)
 	binary.LittleEndian.PutUint32(dst[start+20:], r.Checksum)
 	return dst
 }

@@ -422,14 +422,14 @@ func FuzzRecordStream(f *testing.F) {
 		if err == nil && (whole < 0 || whole > len(b)) {
 			t.Fatalf("%d of %d bytes are whole", whole, len(b))
 		}
-		in, total := bufio.NewReader(bytes.NewReader(b)), 0
-		var buffer []byte
+		in, total := bytes.NewReader(b), 0
+		buffer := make([]byte, chunk.HeaderSize)
 		for {
-			var e error
-			if buffer, e = readRecord(in, buffer); e != nil {
+			r, e := readRecord(in, &buffer)
+			if e != nil {
 				break
 			}
-			total += len(buffer)
+			total += r.Size()
 			if len(buffer) > chunk.HeaderSize+chunk.MaxBody {
 				t.Fatalf("a record of %d bytes", len(buffer))
 			}

@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/holdfast-dr/holdfast/core/chunk"
@@ -180,14 +180,15 @@ func isFinal(err error) bool {
 	return ok
 }
 
-// receive reads the records of one answer and says how many came.
+// receive reads the records of one answer and says how many came. What is in
+// them, checksums included, is for whoever opens them.
 func (r *RemoteRepository) receive(h *http.Response, kind chunk.Kind, ids []chunk.ID, emit func(chunk.Record) error) (n int, err error) {
 	watch := time.AfterFunc(silence, func() { _ = h.Body.Close() })
 	defer watch.Stop()
-	in := bufio.NewReaderSize(h.Body, 128<<10)
-	var buffer []byte
+	buffer := records.Get().(*[]byte)
+	defer records.Put(buffer)
 	for n < len(ids) {
-		buffer, err = readRecord(in, buffer)
+		record, err := readRecord(h.Body, buffer)
 		if errors.Is(err, io.EOF) {
 			return n, r.ended(h, ids[n])
 		}
@@ -195,11 +196,7 @@ func (r *RemoteRepository) receive(h *http.Response, kind chunk.Kind, ids []chun
 			return n, err
 		}
 		watch.Reset(silence)
-		r.client.tally.read.Add(int64(len(buffer)))
-		record, _, err := chunk.ParseRecord(buffer)
-		if err != nil {
-			return n, finally(fmt.Errorf("record %s: %w", ids[n], err))
-		}
+		r.client.tally.read.Add(int64(record.Size()))
 		if record.ID != ids[n] || record.Kind != kind {
 			return n, finally(fmt.Errorf("record %s: the server sent %s instead: %w", ids[n], record.ID, chunk.ErrDamaged))
 		}
@@ -209,11 +206,15 @@ func (r *RemoteRepository) receive(h *http.Response, kind chunk.Kind, ids []chun
 		watch.Reset(silence)
 		n++
 	}
-	if _, err := io.Copy(io.Discard, io.LimitReader(in, 1)); err == nil {
+	if _, err := io.Copy(io.Discard, io.LimitReader(h.Body, 1)); err == nil {
 		r.client.took(h.Trailer)
 	}
 	return n, nil
 }
+
+// records are the buffers into which records are received, one for each answer
+// that is being read.
+var records = sync.Pool{New: func() any { b := make([]byte, chunk.HeaderSize+chunk.Size+chunk.Overhead); return &b }}
 
 // ended is why a stream is over before its time.
 func (r *RemoteRepository) ended(h *http.Response, next chunk.ID) error {
@@ -233,31 +234,29 @@ func (r *RemoteRepository) ended(h *http.Response, next chunk.ID) error {
 	return finally(err)
 }
 
-// readRecord reads the bytes of one record into buffer, which grows as needed
-// within the bounds of the format. io.EOF means that there is no more.
-func readRecord(in *bufio.Reader, buffer []byte) ([]byte, error) {
-	header, err := in.Peek(chunk.HeaderSize)
+// readRecord reads one record into a buffer, which grows as needed within the
+// bounds of the format. io.EOF means that there is no more.
+func readRecord(in io.Reader, buffer *[]byte) (chunk.Record, error) {
+	if _, err := io.ReadFull(in, (*buffer)[:chunk.HeaderSize]); err != nil {
+		return chunk.Record{}, err
+	}
+	record, size, err := chunk.ParseHeader(*buffer)
 	if err != nil {
-		if len(header) > 0 && errors.Is(err, io.EOF) {
-			err = io.ErrUnexpectedEOF
-		}
-		return buffer, err
+		return chunk.Record{}, finally(err)
 	}
-	_, size, err := chunk.ParseHeader(header)
-	if err != nil {
-		return buffer, finally(err)
+	if len(*buffer) < size {
+		larger := make([]byte, size)
+		copy(larger, (*buffer)[:chunk.HeaderSize])
+		*buffer = larger
 	}
-	if cap(buffer) < size {
-		buffer = make([]byte, size)
-	}
-	buffer = buffer[:size]
-	if _, err := io.ReadFull(in, buffer); err != nil {
+	record.Body = (*buffer)[chunk.HeaderSize:size:size]
+	if _, err := io.ReadFull(in, record.Body); err != nil {
 		if errors.Is(err, io.EOF) {
 			err = io.ErrUnexpectedEOF
 		}
-		return buffer, err
+		return chunk.Record{}, err
 	}
-	return buffer, nil
+	return record, nil
 }
 
 // RemoteSession is a session at the far end of the wire. It is a mover.Writer.

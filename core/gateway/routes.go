@@ -507,7 +507,8 @@ func (s *Server) read(q *request) error {
 		return invalid("ids", "%v", err)
 	}
 	out, moved := &pacedWriter{control: http.NewResponseController(q.w), w: q.w}, s.tally(q)
-	var record []byte
+	defer q.gather()()
+	var header [chunk.HeaderSize]byte
 	var sending time.Duration
 	begun, start := false, time.Now()
 	err = g.Read(q.Context(), kind, ids, func(r chunk.Record) error {
@@ -517,11 +518,14 @@ func (s *Server) read(q *request) error {
 			q.w.Header().Set("Trailer", HeaderTook+", "+HeaderProblem)
 			q.w.WriteHeader(http.StatusOK)
 		}
-		record = r.Append(record[:0])
 		sent := time.Now()
-		n, err := out.Write(record)
-		sending += time.Since(sent)
+		n, err := out.Write(r.AppendHeader(header[:0]))
+		if err == nil {
+			moved.read.Add(int64(n))
+			n, err = out.Write(r.Body)
+		}
 		moved.read.Add(int64(n))
+		sending += time.Since(sent)
 		return err
 	})
 	q.took = time.Since(start) - sending
