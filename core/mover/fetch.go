@@ -40,9 +40,11 @@ type FetchStats struct {
 }
 
 const (
-	fetchBytes   = 2 << 20 // of plaintext in one request
-	fetchPerConn = 2       // requests in flight for each connection
+	fetchBytes   = 2 << 20  // of plaintext in one request, at least
+	fetchMost    = 16 << 20 // and at most: a request costs the server look-ups of agent, tenant and lease
+	fetchPerConn = 2        // requests in flight for each connection
 	fetchQueue   = 4
+	writeBytes   = 1 << 20 // of one write, where chunks lie side by side
 )
 
 // Fetch copies a disk of a point to a writer, whose every byte is zero at
@@ -86,9 +88,9 @@ type fetching struct {
 type job struct {
 	indexes []int64
 	ids     []chunk.ID
-	slab    []byte        // of a sequential writer: the plaintexts, back to back
-	sizes   []int         // 0: damaged
-	done    chan struct{} // closed when slab is filled
+	slab    []byte        // the plaintexts that are not written yet, back to back
+	sizes   []int         // of a sequential writer; 0: damaged
+	done    chan struct{} // of a sequential writer; closed when slab is filled
 }
 
 func newFetching(tree point.Tree, from Repository, opts Options) *fetching {
@@ -178,7 +180,6 @@ func (f *fetching) move(ctx context.Context, getters int) error {
 
 // list walks the map and hands out jobs.
 func (f *fetching) list(ctx context.Context) error {
-	perJob := max(1, int(fetchBytes/f.tree.ChunkSize))
 	open := &job{}
 	next := int64(0) // chunks below are dealt with
 	emit := func() error {
@@ -203,7 +204,7 @@ func (f *fetching) list(ctx context.Context) error {
 		f.meter.done.Add((index - next) * f.tree.ChunkSize) // zeroes
 		next = index + 1
 		open.indexes, open.ids = append(open.indexes, index), append(open.ids, id)
-		if len(open.ids) == perJob {
+		if int64(len(open.ids)+1)*f.tree.ChunkSize > f.jobBytes(index) {
 			return emit()
 		}
 		return nil
@@ -222,6 +223,16 @@ func (f *fetching) list(ctx context.Context) error {
 	return emit()
 }
 
+// jobBytes is how much one request asks for: less towards the end, so that the
+// getters end together. A sequential writer has slabs of one size.
+func (f *fetching) jobBytes(index int64) int64 {
+	if f.slabs != nil {
+		return fetchBytes
+	}
+	share := (f.tree.SizeBytes - index*f.tree.ChunkSize) / int64(4*f.meter.wires)
+	return max(fetchBytes, min(share, fetchMost))
+}
+
 func (f *fetching) damaged(d Damage) error {
 	f.count(func(st *FetchStats) { st.Damaged++ })
 	if f.opts.Damaged == nil {
@@ -233,12 +244,16 @@ func (f *fetching) damaged(d Damage) error {
 // fetch runs jobs.
 func (f *fetching) fetch(ctx context.Context) error {
 	g := newGetter(f.from, f.retry, &f.meter)
+	slab := make([]byte, 0, max(writeBytes, f.tree.ChunkSize))
 	for {
 		j, ok, err := recv(ctx, f.jobs)
 		if !ok {
 			return err
 		}
-		err = g.get(ctx, j.ids, func(i int, plain []byte, bad error) error {
+		if j.done == nil {
+			j.slab = slab
+		}
+		err = g.get(ctx, j.ids, &j.slab, func(i int, plain []byte, bad error) error {
 			return f.take(j, i, plain, bad)
 		})
 		if err != nil {
@@ -250,7 +265,8 @@ func (f *fetching) fetch(ctx context.Context) error {
 	}
 }
 
-// take receives one chunk of a job, in the job's order.
+// take receives one chunk of a job, in the job's order; its plaintext is the end
+// of the job's slab.
 func (f *fetching) take(j *job, i int, plain []byte, bad error) error {
 	index := j.indexes[i]
 	offset, length := index*f.tree.ChunkSize, f.tree.ChunkLength(index)
@@ -258,24 +274,37 @@ func (f *fetching) take(j *job, i int, plain []byte, bad error) error {
 		bad = fmt.Errorf("chunk %s has %d bytes, its place has %d: %w", j.ids[i], len(plain), length, chunk.ErrDamaged)
 	}
 	f.meter.done.Add(int64(length))
-	if bad != nil {
-		j.sizes = append(j.sizes, 0)
-		return f.damaged(Damage{Offset: offset, Length: int64(length), ID: j.ids[i], Err: bad})
+	if bad == nil {
+		f.count(func(st *FetchStats) {
+			st.Chunks++
+			st.WrittenBytes += int64(length)
+		})
+		f.meter.sent.Add(int64(length))
+	} else {
+		j.slab = j.slab[:len(j.slab)-len(plain)]
+		if err := f.damaged(Damage{Offset: offset, Length: int64(length), ID: j.ids[i], Err: bad}); err != nil {
+			return err
+		}
+		length = 0
 	}
-	f.count(func(st *FetchStats) {
-		st.Chunks++
-		st.WrittenBytes += int64(length)
-	})
-	f.meter.sent.Add(int64(length))
 	switch {
 	case f.writer == nil:
+		j.slab = j.slab[:0]
 		return nil
 	case j.done != nil:
-		j.slab, j.sizes = append(j.slab, plain...), append(j.sizes, length)
+		j.sizes = append(j.sizes, length)
 		return nil
-	default:
-		return f.write(plain, offset)
 	}
+	more := length > 0 && i+1 < len(j.indexes) && j.indexes[i+1] == index+1
+	if more && int64(len(j.slab))+f.tree.ChunkSize <= int64(cap(j.slab)) {
+		return nil
+	}
+	gathered := j.slab
+	j.slab = j.slab[:0]
+	if len(gathered) == 0 {
+		return nil
+	}
+	return f.write(gathered, offset+int64(length)-int64(len(gathered)))
 }
 
 func (f *fetching) write(b []byte, offset int64) error {
@@ -328,7 +357,6 @@ type getter struct {
 	opener *chunk.Opener
 	retry  Retry
 	meter  *meter
-	plain  []byte
 }
 
 func newGetter(from Repository, retry Retry, m *meter) *getter {
@@ -338,28 +366,31 @@ func newGetter(from Repository, retry Retry, m *meter) *getter {
 	return &getter{reader: from.Reader, opener: from.Keys.NewOpener(), retry: retry, meter: m}
 }
 
-// get calls visit for each id in order, with its plaintext, valid during the
-// call, or with what is wrong with it. Requests that fail on the way are
-// repeated for what is still to come. After an error about a record the rest is
-// asked for one by one, for the Reader may have failed before it came to it.
-func (g *getter) get(ctx context.Context, ids []chunk.ID, visit func(i int, plain []byte, bad error) error) error {
-	next, end := 0, len(ids)
+// get appends the plaintext of each id in order to into, which visit may empty,
+// and calls visit with it or with what is wrong with it. Requests that fail on
+// the way are repeated for what is still to come. After an error about a record
+// the next one is asked for alone, for the Reader may have failed before it came
+// to the bad one, and then two, four …
+func (g *getter) get(ctx context.Context, ids []chunk.ID, into *[]byte, visit func(i int, plain []byte, bad error) error) error {
+	next, width := 0, len(ids)
 	for next < len(ids) {
-		err := g.retry.Do(ctx, func() error { return g.request(ctx, ids[:end], &next, visit) })
+		end := min(next+width, len(ids))
+		err := g.retry.Do(ctx, func() error { return g.request(ctx, ids[:end], &next, into, visit) })
 		switch {
 		case err == nil && next < end:
 			return fmt.Errorf("read %d chunks: the answer ends after %d", end, next)
 		case err == nil:
+			width *= 2
 		case errors.As(err, new(final)) || !isBad(err) || ctx.Err() != nil:
 			return fmt.Errorf("read chunk %s: %w", ids[min(next, end-1)], err)
 		case end-next == 1:
+			width = 1
 			next++
 			if err := visit(next-1, nil, err); err != nil {
 				return err
 			}
-		}
-		if err != nil || end < len(ids) {
-			end = min(next+1, len(ids))
+		default:
+			width = 1
 		}
 	}
 	return nil
@@ -367,7 +398,7 @@ func (g *getter) get(ctx context.Context, ids []chunk.ID, visit func(i int, plai
 
 // request is one Read of what is still to come. Its time without that of emit
 // is the wire's.
-func (g *getter) request(ctx context.Context, ids []chunk.ID, next *int, visit func(int, []byte, error) error) error {
+func (g *getter) request(ctx context.Context, ids []chunk.ID, next *int, into *[]byte, visit func(int, []byte, error) error) error {
 	started, mine := time.Now(), time.Duration(0)
 	defer func() { g.meter.wire.Add(int64(time.Since(started) - mine)) }()
 	return g.reader.Read(ctx, chunk.KindData, ids[*next:], func(r chunk.Record) error {
@@ -376,16 +407,16 @@ func (g *getter) request(ctx context.Context, ids []chunk.ID, next *int, visit f
 		if *next == len(ids) {
 			return final{fmt.Errorf("got record %s, which was not asked for", r.ID)}
 		}
-		i := *next
+		i, before := *next, len(*into)
 		var bad error
 		if r.ID != ids[i] {
 			bad = fmt.Errorf("got record %s instead of %s: %w", r.ID, ids[i], chunk.ErrDamaged)
-		} else if g.plain, bad = g.opener.Open(g.plain[:0], r); bad != nil && !isBad(bad) {
+		} else if *into, bad = g.opener.Open(*into, r); bad != nil && !isBad(bad) {
 			return final{bad} // a key is missing, for one
 		}
 		clock(&g.meter.cpu, entered)
 		*next++
-		if err := visit(i, g.plain, bad); err != nil {
+		if err := visit(i, (*into)[before:], bad); err != nil {
 			return final{err}
 		}
 		return nil

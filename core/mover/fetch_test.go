@@ -3,6 +3,7 @@ package mover_test
 import (
 	"context"
 	"errors"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -275,5 +276,70 @@ func TestChunkOfAnotherLengthIsDamage(t *testing.T) {
 	w := movertest.NewDisk(tree.SizeBytes)
 	if _, err := mover.Fetch(t.Context(), tree, s.to(), w, mover.Options{}); !errors.Is(err, chunk.ErrDamaged) {
 		t.Errorf("Fetch = %v", err)
+	}
+}
+
+// largest notes the longest write, and how many there were.
+type largest struct {
+	*movertest.Disk
+	mutex         sync.Mutex
+	writes, bytes int
+}
+
+func (l *largest) WriteAt(p []byte, off int64) (int, error) {
+	l.mutex.Lock()
+	l.writes, l.bytes = l.writes+1, max(l.bytes, len(p))
+	l.mutex.Unlock()
+	return l.Disk.WriteAt(p, off)
+}
+
+func TestNeighboursAreWrittenTogether(t *testing.T) {
+	s := newStand(t, 128*size+100)
+	s.fill(0, 90*size, -1)
+	s.fill(100*size, 28*size+100, -2)
+	sent, _ := s.send(mover.Disk{}, none)
+	bad := s.store.Names(chunk.KindData)[7]
+	for _, damage := range []bool{false, true} {
+		w := &largest{Disk: movertest.NewDisk(s.disk.Bytes)}
+		opts := mover.Options{Damaged: func(mover.Damage) error { return nil }}
+		if damage {
+			s.store.Flip(chunk.KindData, bad)
+		}
+		stats, err := mover.Fetch(t.Context(), s.tree(sent), s.to(), w, opts)
+		if err != nil || (stats.Damaged > 0) != damage || !damage && !w.Equal(s.disk) {
+			t.Fatalf("Fetch with damage %t: %+v, %v", damage, stats, err)
+		}
+		written, _ := w.BytesWritten()
+		if written != stats.WrittenBytes || w.writes > 36 || w.bytes > 1<<20 {
+			t.Errorf("%d bytes were written, not %d, in %d pieces of up to %d", written, stats.WrittenBytes, w.writes, w.bytes)
+		}
+	}
+}
+
+// Fetching makes no garbage that grows with the bytes of chunks.
+func TestFetchReusesItsBuffers(t *testing.T) {
+	const chunks = 256
+	s := newStand(t, chunks*chunk.Size)
+	s.fill(0, chunks*chunk.Size, 1)
+	geometry := point.Geometry{SizeBytes: s.disk.Bytes, ChunkSize: chunk.Size, FanOut: s.fan}
+	sent, _, err := mover.Send(t.Context(), mover.Disk{Reader: s.disk, Geometry: geometry}, s.to(), none)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tree := point.Tree{Geometry: geometry, Root: sent.Root, Pages: s.store}
+	w := movertest.NewDisk(s.disk.Bytes)
+	fetch := func() {
+		if _, err := mover.Fetch(t.Context(), tree, s.to(), w, mover.Options{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fetch() // makes the blocks of the target, too
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	fetch()
+	runtime.ReadMemStats(&after)
+	const fixed = 20 << 20 // a slab and a decoder for each of eight getters
+	if made := after.TotalAlloc - before.TotalAlloc; made > fixed || !w.Equal(s.disk) {
+		t.Errorf("fetching %d bytes allocated %d", s.disk.Bytes, made)
 	}
 }

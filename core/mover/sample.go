@@ -255,7 +255,9 @@ func (s *sending) prove(ctx context.Context, group []candidate) error {
 		ids[i] = c.id
 	}
 	g := newGetter(s.to, s.retry, nil)
-	return g.get(ctx, ids, func(i int, plain []byte, bad error) error {
+	var opened []byte
+	return g.get(ctx, ids, &opened, func(i int, plain []byte, bad error) error {
+		opened = opened[:0]
 		if errors.Is(bad, chunk.ErrAbsent) && !group[i].base {
 			return nil // in a session, not readable before it is committed
 		}
