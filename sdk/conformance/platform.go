@@ -72,10 +72,7 @@ func inventoryGivenUp(c *checker) {
 func killedInListing(c *checker) {
 	c.moments(timed(func() { c.machine() }), func(_ uint64, after time.Duration) {
 		c.kill(after, func(p sdk.Platform) func() {
-			return func() {
-				for range p.Machines(c.ctx) {
-				}
-			}
+			return func() { drain(p.Machines(c.ctx)) }
 		})
 		if _, ok := c.find(c.fresh(), c.Machine); !ok {
 			c.errorf("after a listing whose process was killed, the next lacks machine %s", c.Machine)

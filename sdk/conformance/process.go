@@ -3,6 +3,7 @@ package conformance
 import (
 	"context"
 	"errors"
+	"iter"
 	"sync"
 	"time"
 
@@ -111,6 +112,16 @@ func (c *checker) kill(after time.Duration, prepare func(sdk.Platform) (call fun
 	}
 	c.must("kill the process", p.Kill())
 	<-done
+}
+
+// drain reads a call of many answers to its end. Its process is killed
+// meanwhile, so how it ends counts for nothing.
+func drain[T any](answers iter.Seq2[T, error]) {
+	for _, err := range answers {
+		if err != nil {
+			return
+		}
+	}
 }
 
 // cancelled makes a call whose context ends at once, or in the middle, and

@@ -98,10 +98,7 @@ func killedInChanged(c *checker) {
 	c.moments(typical, func(_ uint64, after time.Duration) {
 		c.kill(after, func(p sdk.Platform) func() {
 			tracker := c.tracker(p)
-			return func() {
-				for range tracker.Changed(c.ctx, snap, disk) {
-				}
-			}
+			return func() { drain(tracker.Changed(c.ctx, snap, disk)) }
 		})
 		got, err := c.changed(c.fresh(), snap, disk)
 		c.must("list what changed in a fresh process", err)

@@ -121,10 +121,7 @@ func killedInWatch(c *checker) {
 	c.moments(2*typical, func(_ uint64, after time.Duration) {
 		c.kill(after, func(p sdk.Platform) func() {
 			watcher := need[sdk.Watcher](c, p)
-			return func() {
-				for range watcher.Watch(c.ctx) {
-				}
-			}
+			return func() { drain(watcher.Watch(c.ctx)) }
 		})
 		stands(c.fresh())()
 	})
