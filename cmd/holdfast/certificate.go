@@ -51,8 +51,9 @@ func certificateReplaceCommand(a *app) *cobra.Command {
 	var passwordFile string
 	cmd := &cobra.Command{
 		Use: "replace FILE [KEY-FILE]", Short: "Present a certificate from PEM files or a PFX file",
-		Long: "Import a certificate with its chain and key. Every server of the provider presents it at once; connections go on.\n" +
-			"Tenants that pinned the provider's own CA have to be told the new fingerprint first.",
+		Long: "Import a certificate with its chain and key. Every server of the provider presents it within a minute to whoever trusts\n" +
+			"public authorities; connections go on. Who pinned the provider's CA notices nothing: to them the server goes on to present\n" +
+			"a certificate of that CA.",
 		Example: "  holdfast certificate replace chain.pem key.pem\n  holdfast certificate replace server.pfx --password-file pfx.pass", Args: cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var body client.ReplaceCertificateJSONRequestBody

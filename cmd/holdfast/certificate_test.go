@@ -5,10 +5,13 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"log/slog"
 	"math/big"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,7 +22,7 @@ import (
 )
 
 // Whoever follows the server's first words has to get in, also where the certificate is not of the provider's own CA.
-func TestFirstSignInNamesThePresentedCertificate(t *testing.T) {
+func TestFirstSignInNamesWhatCanBePinned(t *testing.T) {
 	dir := t.TempDir()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -60,7 +63,20 @@ func TestFirstSignInNamesThePresentedCertificate(t *testing.T) {
 	if err := s.bootstrap(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if want := "--fingerprint " + pki.FingerprintOf(parsed).String(); !strings.Contains(log.String(), want) {
-		t.Errorf("the log does not say %q:\n%s", want, log.String())
+	_, said, _ := strings.Cut(log.String(), "--fingerprint ")
+	said, _, _ = strings.Cut(said, " ")
+	pin, err := pki.ParseFingerprint(strings.Trim(said, "\"\n"))
+	if err != nil {
+		t.Fatalf("the log names no fingerprint: %v\n%s", err, log.String())
+	}
+	near, far := net.Pipe()
+	done := make(chan error, 1)
+	go func() { done <- tls.Server(far, s.certificate.Config()).HandshakeContext(t.Context()) }()
+	err = tls.Client(near, pki.Trust{Pins: []pki.Fingerprint{pin}}.ClientConfig("backup.example.com", nil)).HandshakeContext(t.Context())
+	if err := errors.Join(err, <-done); err != nil {
+		t.Errorf("whoever pins %s does not get in: %v", pin, err)
+	}
+	if !s.certificate.Certificate().Leaf.Equal(parsed) {
+		t.Error("everybody else is not presented the certificate of the configuration")
 	}
 }

@@ -95,7 +95,6 @@ func NewClient(o Options) (*Client, error) {
 		return nil, err
 	}
 	config := o.Trust.ClientConfig(host, o.Certificate)
-	config.NextProtos = []string{"http/1.1"}
 	config.DynamicRecordSizingDisabled = true // batches: throughput counts, not the first byte
 	c := &Client{options: o, base: "https://" + address}
 	transport := &http.Transport{

@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"time"
@@ -58,11 +59,27 @@ func (t Trust) ClientConfig(serverName string, identity func() (*tls.Certificate
 		InsecureSkipVerify: true, //nolint:gosec // G402: VerifyConnection below verifies every handshake, resumed ones too
 		VerifyConnection:   func(state tls.ConnectionState) error { return t.VerifyProvider(state, serverName, time.Now()) },
 	}
+	for _, pin := range t.Pins {
+		config.NextProtos = append(config.NextProtos, pin.protocol())
+	}
+	config.NextProtos = append(config.NextProtos, protocol)
 	if identity != nil {
 		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return identity() }
 	}
 	return config
 }
+
+// protocol is what is spoken over TLS. The names that begin with pinProtocol
+// are offered beside it and never chosen: with them a client says which CA it
+// pinned, so that a server with several certificates presents the right one.
+const (
+	protocol    = "http/1.1"
+	pinProtocol = "holdfast-pin-"
+)
+
+// protocol is how a client says that it pinned this fingerprint. A part of it
+// is enough to choose by.
+func (f Fingerprint) protocol() string { return pinProtocol + hex.EncodeToString(f[:8]) }
 
 // VerifyProvider checks the certificates that a server presented. With pins, the
 // chain must lead to a CA in it whose key is pinned, and the leaf must carry the

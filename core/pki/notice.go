@@ -23,7 +23,9 @@ type Notice struct {
 }
 
 // NoticeOf describes the certificate that a server presents. The fingerprint is
-// that of the CA if the chain contains it, else of the certificate itself.
+// that of the provider's own CA, whose certificates everybody is presented who
+// pinned it, so that it stays good whatever certificate is supplied. Without a CA
+// it is that of the last certificate of the chain.
 func NoticeOf(address string, c *tls.Certificate, own *Authority) (Notice, error) {
 	last, err := x509.ParseCertificate(c.Certificate[len(c.Certificate)-1])
 	if err != nil {
@@ -32,6 +34,9 @@ func NoticeOf(address string, c *tls.Certificate, own *Authority) (Notice, error
 	leaf := c.Leaf
 	n := Notice{Address: address, Fingerprint: FingerprintOf(last), Subject: leaf.Subject.String(), Issuer: leaf.Issuer.String(),
 		Serial: leaf.SerialNumber.Text(16), NotAfter: leaf.NotAfter, Imported: own == nil || !own.Fingerprint().Equal(FingerprintOf(last))}
+	if own != nil {
+		n.Fingerprint = own.Fingerprint()
+	}
 	n.Pin = n.Fingerprint.String()
 	for _, name := range leaf.DNSNames {
 		if name != ProviderName {

@@ -442,6 +442,66 @@ func TestFilesAreReloadedWhileConnectionsGoOn(t *testing.T) {
 	}
 }
 
+// A certificate from elsewhere is for those who pinned nothing, or that one.
+// Whoever pinned the provider's own CA is presented its certificates as before.
+func TestSuppliedCertificateCutsNobodyOff(t *testing.T) {
+	own, other := authority(t), authority(t)
+	supplied, err := other.IssueServer([]string{"backup.example.com"}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain, key := pemOf(t, supplied)
+	dir := t.TempDir()
+	file := filepath.Join(dir, "server.pem")
+	if err := os.WriteFile(file, append(chain, key...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := server(t, Source{Authority: own, Names: []string{"backup.example.com"}, CertFile: file})
+	roots := x509.NewCertPool()
+	roots.AddCert(other.certificate)
+	for name, c := range map[string]struct {
+		trust Trust
+		ca    *Authority // nil: refused
+	}{
+		"pinned the provider's CA":      {Trust{Pins: []Fingerprint{own.Fingerprint()}}, own},
+		"pinned the certificate's CA":   {Trust{Pins: []Fingerprint{other.Fingerprint()}}, other},
+		"pinned both":                   {Trust{Pins: []Fingerprint{own.Fingerprint(), other.Fingerprint()}}, other},
+		"trusts the certificate's CA":   {Trust{System: true, Roots: roots}, other},
+		"pinned something else":         {Trust{Pins: []Fingerprint{authority(t).Fingerprint()}}, nil},
+		"trusts public authorities":     {Trust{System: true}, nil},
+		"pinned, and trusts the public": {Trust{Pins: []Fingerprint{own.Fingerprint()}, System: true, Roots: roots}, own},
+	} {
+		var got []*x509.Certificate
+		client := c.trust.ClientConfig("backup.example.com", nil)
+		check := client.VerifyConnection
+		client.VerifyConnection = func(state tls.ConnectionState) error {
+			if err := check(state); err != nil {
+				return err
+			}
+			got = state.PeerCertificates
+			if state.NegotiatedProtocol != protocol {
+				t.Errorf("%s: protocol %q", name, state.NegotiatedProtocol)
+			}
+			return nil
+		}
+		_, _, clientErr := shake(t, s.Config(), client)
+		switch {
+		case c.ca == nil:
+			if clientErr == nil {
+				t.Errorf("%s: the provider was accepted", name)
+			}
+		case clientErr != nil:
+			t.Errorf("%s: %v", name, clientErr)
+		case !got[len(got)-1].Equal(c.ca.certificate):
+			t.Errorf("%s: presented was a certificate of %s", name, got[len(got)-1].Subject)
+		}
+	}
+	// What tenants are to pin does not change with the certificate.
+	if n, err := NoticeOf("backup.example.com:6180", s.Certificate(), own); err != nil || n.Fingerprint != own.Fingerprint() || !n.Imported {
+		t.Errorf("notice: %+v, %v", n, err)
+	}
+}
+
 func TestNotice(t *testing.T) {
 	ca := authority(t)
 	s := server(t, Source{Authority: ca, Names: []string{"backup.example.com", "192.0.2.1"}})

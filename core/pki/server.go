@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -188,9 +189,15 @@ type Source struct {
 
 // Server presents the provider's certificate and replaces it while connections
 // go on. It is safe for concurrent use.
+//
+// Whoever pinned the provider's own CA is presented a certificate of that CA,
+// whatever certificate was supplied: who says in the handshake what it pinned
+// gets the chain that has it. So a certificate can be supplied, replaced and
+// taken away again without a word to tenants.
 type Server struct {
 	source  Source
 	current atomic.Pointer[tls.Certificate]
+	own     atomic.Pointer[tls.Certificate] // of the provider's own CA; nil without one
 
 	mu     sync.Mutex // guards what follows; one reload at a time
 	seen   string     // what current was made from
@@ -214,16 +221,41 @@ func NewServer(ctx context.Context, source Source) (*Server, error) {
 // an expired one may still renew.
 func (s *Server) Config() *tls.Config {
 	return &tls.Config{
-		MinVersion:     tls.VersionTLS13,
-		ClientAuth:     tls.RequestClientCert,
-		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.current.Load(), nil },
-		NextProtos:     []string{"http/1.1"},
+		MinVersion: tls.VersionTLS13,
+		ClientAuth: tls.RequestClientCert,
+		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+			return s.choose(hello.SupportedProtos), nil
+		},
+		NextProtos: []string{protocol},
 		// A resumed session would carry an identity past its revocation.
 		SessionTicketsDisabled: true,
 	}
 }
 
-// Certificate is the one that is presented now.
+// choose is the certificate for a client that offers these protocols.
+func (s *Server) choose(offered []string) *tls.Certificate {
+	current, own := s.current.Load(), s.own.Load()
+	if own == nil || own == current || hasPinned(current, offered) || !hasPinned(own, offered) {
+		return current
+	}
+	return own
+}
+
+// hasPinned says whether a chain has a key that a client says it pinned.
+func hasPinned(c *tls.Certificate, offered []string) bool {
+	if !slices.ContainsFunc(offered, func(p string) bool { return strings.HasPrefix(p, pinProtocol) }) {
+		return false
+	}
+	for _, der := range c.Certificate {
+		link, err := x509.ParseCertificate(der)
+		if err == nil && slices.Contains(offered, FingerprintOf(link).protocol()) {
+			return true
+		}
+	}
+	return false
+}
+
+// Certificate is the one that is presented now to whoever pinned nothing.
 func (s *Server) Certificate() *tls.Certificate { return s.current.Load() }
 
 // Reload looks at the source again. On failure the present certificate stays in
@@ -236,7 +268,7 @@ func (s *Server) Reload(ctx context.Context) error {
 		return fmt.Errorf("load server certificate: %w", err)
 	}
 	if c := s.current.Load(); c != nil && seen == s.seen && !(s.issued && time.Now().After(RenewAt(c.Leaf))) {
-		return nil
+		return s.renewOwn()
 	}
 	certificate, issued, err := s.load(ctx)
 	if err != nil {
@@ -244,8 +276,26 @@ func (s *Server) Reload(ctx context.Context) error {
 	}
 	s.current.Store(certificate)
 	s.seen, s.issued = seen, issued
+	if issued {
+		s.own.Store(certificate)
+	}
 	s.source.Log.Info("server certificate in use", "serial", certificate.Leaf.SerialNumber.Text(16),
 		"expires", certificate.Leaf.NotAfter, "issued", issued)
+	return s.renewOwn()
+}
+
+// renewOwn issues the certificate for those who pinned the provider's own CA,
+// where another one is presented to everybody else.
+func (s *Server) renewOwn() error {
+	own := s.own.Load()
+	if s.source.Authority == nil || own != nil && !time.Now().After(RenewAt(own.Leaf)) {
+		return nil
+	}
+	c, err := s.source.Authority.IssueServer(s.source.Names, time.Now())
+	if err != nil {
+		return fmt.Errorf("issue server certificate: %w", err)
+	}
+	s.own.Store(c)
 	return nil
 }
 
