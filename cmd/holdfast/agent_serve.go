@@ -84,8 +84,11 @@ Keys of the file:
 func (a *app) serveSite(ctx context.Context, config siteConfig, log *slog.Logger) (err error) {
 	a.boundGarbage()
 	cgroup, reason, err := host.DelegatedCgroup()
-	if err != nil || reason != "" {
-		log.InfoContext(ctx, "plugins have no cgroups of their own", "reason", reason, "error", err)
+	if err != nil {
+		reason = err.Error()
+	}
+	if reason != "" {
+		log.InfoContext(ctx, "plugins have no cgroups of their own", "reason", reason)
 	}
 	config.cgroup = cgroup
 	s, err := openSite(ctx, config, log)

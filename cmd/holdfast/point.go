@@ -10,6 +10,20 @@ import (
 	"github.com/holdfast-dr/holdfast/sdk"
 )
 
+// minPointText is how much of a point's id has to be given.
+const minPointText = 6
+
+// onePoint is the rule for commands whose one argument is a point.
+func onePoint(cmd *cobra.Command, args []string) error {
+	if err := cobra.ExactArgs(1)(cmd, args); err != nil {
+		return err
+	}
+	if len(args[0]) < minPointText {
+		return usagef(cmd, "%q is not a point: give its id, or %d characters of its start or end at least (holdfast point list shows them)", args[0], minPointText)
+	}
+	return nil
+}
+
 func pointCommand(a *app) *cobra.Command {
 	return noun("point", "Recovery points: states of machines that can be restored",
 		`A point is one consistent state of a machine in a cloud repository. Every point is a full point: it needs no other. Points
@@ -74,7 +88,7 @@ func pointShowCommand(a *app) *cobra.Command {
 		Use:               "show POINT",
 		Short:             "Show a point and its disks",
 		Example:           "  holdfast point show 01932f6e-…",
-		Args:              cobra.ExactArgs(1),
+		Args:              onePoint,
 		ValidArgsFunction: a.complete(pointNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.agent()
@@ -107,7 +121,7 @@ func pointVerifyCommand(a *app) *cobra.Command {
 		Long: `Fetch, open and hash every chunk of a point, as a restore would, without writing anything. Damage is listed by disk and
 range; the next backup of a machine that still has these blocks sends them again.`,
 		Example:           "  holdfast point verify 01932f6e-…",
-		Args:              cobra.ExactArgs(1),
+		Args:              onePoint,
 		ValidArgsFunction: a.complete(pointNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.agent()
@@ -133,7 +147,7 @@ func pointForgetCommand(a *app) *cobra.Command {
 		Long:  "Give up a point. Other points keep what they share with it; what only this point had is gone for good.",
 		Example: `  holdfast point forget 01932f6e-…
   holdfast point forget 01932f6e-… --yes`,
-		Args:              cobra.ExactArgs(1),
+		Args:              onePoint,
 		ValidArgsFunction: a.complete(pointNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.agent()

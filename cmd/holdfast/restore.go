@@ -26,7 +26,7 @@ stopped and its disks are exchanged. The name of the machine that is replaced ha
 		Example: `  holdfast restore machine 01932f6e-…
   holdfast restore machine 01932f6e-… --endpoint kvm2 --name web-restored --pool fast --network default=isolated --start
   holdfast restore machine 01932f6e-… --replace web-01`,
-		Args:              cobra.ExactArgs(1),
+		Args:              onePoint,
 		ValidArgsFunction: a.complete(pointNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req.Point = args[0]
@@ -76,7 +76,7 @@ func restoreDiskCommand(a *app) *cobra.Command {
 yet, unless --overwrite is given.`,
 		Example: `  holdfast restore disk 01932f6e-… --to /tmp/web.raw
   holdfast restore disk 01932f6e-… --disk vdb --format qcow2 --to data.qcow2`,
-		Args:              cobra.ExactArgs(1),
+		Args:              onePoint,
 		ValidArgsFunction: a.complete(pointNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req.Point = args[0]

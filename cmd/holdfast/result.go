@@ -25,7 +25,7 @@ func resultFields(raw json.RawMessage) []field {
 		if err := decoder.Decode(&value); err != nil {
 			return whole
 		}
-		fields = append(fields, resultField(name.(string), value)) //nolint:errcheck // a member's name is a string
+		fields = append(fields, resultField(name.(string), value))
 	}
 	return fields
 }

@@ -60,7 +60,7 @@ func (a *Agent) putJob(ctx context.Context, j Job, spec JobSpec) (JobStatus, err
 	}
 	ctx = a.origin(ctx, "job put")
 	if err := a.Store.PutJob(ctx, j); err != nil {
-		return JobStatus{}, fmt.Errorf("store job %q: %w", spec.Name, err)
+		return JobStatus{}, err
 	}
 	a.wake()
 	return a.jobStatus(ctx, j)

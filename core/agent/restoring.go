@@ -66,7 +66,7 @@ func (a *Agent) RestoreDisk(ctx context.Context, req DiskRestore) (RunStatus, er
 		return RunStatus{}, &tenant.InvalidError{Field: "file", Reason: "must be an absolute path on the agent's machine"}
 	}
 	if _, err := os.Lstat(req.File); err == nil && !req.Overwrite {
-		return RunStatus{}, &tenant.InvalidError{Field: "file", Reason: req.File + " exists; allow to overwrite it, or name another file"}
+		return RunStatus{}, &tenant.InvalidError{Field: "file", Reason: req.File + " exists; say that it may be overwritten (--overwrite), or name another file"}
 	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return RunStatus{}, &tenant.InvalidError{Field: "file", Reason: err.Error()}
 	}
@@ -82,13 +82,17 @@ func (a *Agent) RestoreDisk(ctx context.Context, req DiskRestore) (RunStatus, er
 
 func chooseDisk(p PointStatus, name string) (PointDisk, error) {
 	names := make([]string, len(p.Disks))
+	reason := "name one of "
+	if name != "" {
+		reason = fmt.Sprintf("the point has no %q; name one of ", name)
+	}
 	for i, d := range p.Disks {
 		if name == "" && len(p.Disks) == 1 || name != "" && (d.ID == name || strings.EqualFold(d.Name, name)) {
 			return d, nil
 		}
 		names[i] = d.Name
 	}
-	return PointDisk{}, &tenant.InvalidError{Field: "disk", Reason: "name one of " + strings.Join(names, ", ")}
+	return PointDisk{}, &tenant.InvalidError{Field: "disk", Reason: reason + strings.Join(names, ", ")}
 }
 
 // VerifyPoint starts reading a point back: every chunk is fetched, opened and

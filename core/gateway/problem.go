@@ -287,6 +287,9 @@ func ProblemOf(err error) *Problem {
 		if m.code == CodeUnavailable {
 			p.Detail, p.Hint = "the server cannot take the request at this moment", "it is repeated by itself; nothing is lost"
 		}
+		if m.code == CodeEnrolment { // whatever the reason, so that nobody can tell a token that is known
+			p.Hint = "a token is good for one agent and a limited time; ask the provider for a new one: holdfast token create --site NAME"
+		}
 		if facts != nil {
 			p.Facts, _ = json.Marshal(facts) // plain structs of numbers and texts
 		}
