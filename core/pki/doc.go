@@ -7,9 +7,10 @@
 // CA's key is sealed by the master key and lives in the database, so every
 // server of a provider uses the same CA.
 //
-// A provider that has a certificate from a public CA imports it instead, from
-// PEM or PFX; tenants then trust it by its chain and name, or pin its CA all the
-// same. Agent certificates always come from the provider's own CA.
+// A provider that has a certificate from a public CA imports it, too, from PEM or
+// PFX; tenants then may trust it by its chain and name. Whoever pinned the
+// provider's own CA is presented a certificate of that CA as before. Agent
+// certificates always come from the provider's own CA.
 //
 // An agent keeps one key for its whole life: a certificate is renewed for the
 // same key, so an answer that got lost on the way back does no harm. Certificates
