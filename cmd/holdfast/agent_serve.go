@@ -44,7 +44,7 @@ underscores) and flags, later ones first. Unknown keys are refused. systemd's cr
 master key if it is there.
 
 Keys of the file:
-  data, name, master_key, plugins, workers.listen, workers.address, log.level, log.format`,
+  data, name, master_key, plugins, workers.listen, workers.address, log.level, log.format, profiles`,
 		Example: `  holdfast agent serve
   holdfast agent serve --data /srv/holdfast-agent --name berlin
   holdfast agent serve --plugins /usr/lib/holdfast --log-level debug
@@ -77,12 +77,18 @@ Keys of the file:
 	flags.String("workers-address", "", "address that workers are told to connect to (default: that on which the agent listens)")
 	flags.String("log-level", "", "debug, info, warn or error (default info)")
 	flags.String("log-format", "", "text or json (default text)")
+	flags.String("profiles", "", profilesUsage)
 	return cmd
 }
 
 // serveSite runs the agent until ctx ends, then lets it stop in good order.
 func (a *app) serveSite(ctx context.Context, config siteConfig, log *slog.Logger) (err error) {
 	a.boundGarbage()
+	profiles, err := openProfiles(config.Profiles)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, profiles.close()) }()
 	cgroup, reason, err := host.DelegatedCgroup()
 	if err != nil {
 		reason = err.Error()
@@ -96,7 +102,7 @@ func (a *app) serveSite(ctx context.Context, config siteConfig, log *slog.Logger
 		return err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	listener, err := listenSocket(a.socketPath())
+	listener, err := unixSocket{path: a.socketPath(), owner: "agent", flag: "--socket"}.listen()
 	if err != nil {
 		return err
 	}
@@ -124,6 +130,7 @@ func (a *app) serveSite(ctx context.Context, config siteConfig, log *slog.Logger
 		return nil
 	})
 	g.Go(func() error { return s.agent.Serve(running) })
+	g.Go(func() error { return profiles.serve(running, log) })
 	if s.hub != nil {
 		g.Go(func() error { return s.hub.serve(running, config.Workers.Listen, log) })
 	}
@@ -135,25 +142,31 @@ func (a *app) serveSite(ctx context.Context, config siteConfig, log *slog.Logger
 	return err
 }
 
-// listenSocket opens the agent's socket for its user alone. A socket that a
-// killed agent left is replaced.
-func listenSocket(path string) (net.Listener, error) {
-	if conn, err := net.Dial("unix", path); err == nil {
+// unixSocket is a socket of a daemon, for its user alone.
+type unixSocket struct {
+	path  string
+	owner string // what answers there, for the message that another one does
+	flag  string // that chooses the path
+}
+
+// listen opens the socket. One that a killed process left is replaced.
+func (s unixSocket) listen() (net.Listener, error) {
+	if conn, err := net.Dial("unix", s.path); err == nil {
 		_ = conn.Close()
-		return nil, withHint(fmt.Errorf("another agent answers at %s", path), "stop it, or choose another socket with --socket")
+		return nil, withHint(fmt.Errorf("another %s answers at %s", s.owner, s.path), "stop it, or choose another socket with %s", s.flag)
 	}
-	if info, err := os.Lstat(path); err == nil && info.Mode().Type() == fs.ModeSocket {
-		if err := os.Remove(path); err != nil {
-			return nil, fmt.Errorf("replace the agent's socket: %w", err)
+	if info, err := os.Lstat(s.path); err == nil && info.Mode().Type() == fs.ModeSocket {
+		if err := os.Remove(s.path); err != nil {
+			return nil, fmt.Errorf("replace the %s's socket: %w", s.owner, err)
 		}
 	}
 	// The mode is right from the first moment on; nothing else runs yet that makes
 	// files.
 	mask := syscall.Umask(0o177)
-	listener, err := net.Listen("unix", path)
+	listener, err := net.Listen("unix", s.path)
 	syscall.Umask(mask)
 	if err != nil {
-		return nil, withHint(fmt.Errorf("listen on the agent's socket: %w", err), "the path may have at most 107 bytes; choose a shorter one with --socket")
+		return nil, withHint(fmt.Errorf("listen on the %s's socket: %w", s.owner, err), "the path may have at most 107 bytes; choose a shorter one with %s", s.flag)
 	}
 	return listener, nil
 }

@@ -37,7 +37,8 @@ type siteConfig struct {
 		Listen  string `mapstructure:"listen"`  // "" is off
 		Address string `mapstructure:"address"` // what workers are told
 	} `mapstructure:"workers"`
-	Log logConfig `mapstructure:"log"`
+	Log      logConfig `mapstructure:"log"`
+	Profiles string    `mapstructure:"profiles"` // socket on which profiles are served; "" is none
 
 	cgroup string // to divide between plugins; "" is none
 }

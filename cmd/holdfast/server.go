@@ -36,6 +36,7 @@ type serverConfig struct {
 
 	Certificate certificateConfig `mapstructure:"certificate"`
 	Log         logConfig         `mapstructure:"log"`
+	Profiles    string            `mapstructure:"profiles"` // socket on which profiles are served; "" is none
 
 	dev bool
 
@@ -93,7 +94,7 @@ does not start. It says what is missing, and what --new-database and --new-autho
 
 Keys of the file:
   data, listen, address, names, provider, database, master_key, grace, collect, readers,
-  certificate.file, certificate.key, certificate.password_file, log.level, log.format`,
+  certificate.file, certificate.key, certificate.password_file, log.level, log.format, profiles`,
 		Example: `  holdfast server -dev
   holdfast server --config /etc/holdfast/server.yaml -check
   holdfast server --data /var/lib/holdfast/server --address backup.example.com
@@ -133,6 +134,7 @@ Keys of the file:
 	flags.String("certificate-password-file", "", "file with the password of a PFX")
 	flags.String("log-level", "", "debug, info, warn or error (default info)")
 	flags.String("log-format", "", "text or json (default text)")
+	flags.String("profiles", "", profilesUsage)
 	return cmd
 }
 
@@ -263,8 +265,13 @@ func (c serverConfig) password(a *app) (string, error) {
 }
 
 // runServer is the life of the server.
-func (a *app) runServer(ctx context.Context, c serverConfig) error {
+func (a *app) runServer(ctx context.Context, c serverConfig) (err error) {
 	a.boundGarbage()
+	profiles, err := openProfiles(c.Profiles)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, profiles.close()) }()
 	log, err := c.Log.logger(a.err)
 	if err != nil {
 		return err
@@ -299,6 +306,7 @@ func (a *app) runServer(ctx context.Context, c serverConfig) error {
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
+	s.profiles = profiles
 	return errors.Join(s.run(ctx, hangup, listeners...), s.close())
 }
 

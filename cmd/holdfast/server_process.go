@@ -57,6 +57,7 @@ type server struct {
 	runner       *job.Runner
 	gateway      *gateway.Server
 	api          http.Handler
+	profiles     *profiles
 }
 
 // newServer constructs the rooms. What it opened it closes if it fails.
@@ -351,6 +352,7 @@ func (s *server) run(ctx context.Context, hangup <-chan os.Signal, listeners ...
 		return s.gateway.Serve(ctx, s.certificate.Config(), s.api, s.config.Grace, listeners...)
 	})
 	group.Go(func() error { return s.runner.Run(ctx) })
+	group.Go(func() error { return s.profiles.serve(ctx, s.log) })
 	group.Go(func() error { s.certificate.Watch(ctx, certificateEvery); return nil })
 	group.Go(func() error { s.repositories.tend(ctx, expireEvery, s.config.Collect); return nil })
 	group.Go(func() error {
