@@ -49,6 +49,7 @@ type Agent struct {
 
 	wakeOnce sync.Once
 	wakeUp   chan struct{}
+	settled  bell // rings when a run has ended, or is to be tried again
 
 	endpointsOnce sync.Once
 	endpointsWake chan struct{}
@@ -96,6 +97,31 @@ func (a *Agent) wake() {
 func (a *Agent) wakes() chan struct{} {
 	a.wakeOnce.Do(func() { a.wakeUp = make(chan struct{}, 1) })
 	return a.wakeUp
+}
+
+// bell wakes everybody who waits for it.
+type bell struct {
+	mu   sync.Mutex // guards next
+	next chan struct{}
+}
+
+// heard is closed when the bell rings the next time.
+func (b *bell) heard() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.next == nil {
+		b.next = make(chan struct{})
+	}
+	return b.next
+}
+
+func (b *bell) ring() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.next != nil {
+		close(b.next)
+		b.next = nil
+	}
 }
 
 // Close ends the connections to the providers.

@@ -22,7 +22,8 @@ const (
 	// dueEvery is the longest that the scheduler sleeps: a clock that is set
 	// forward is noticed within it.
 	dueEvery = 30 * time.Second
-	// watchEvery is how often a watched run is looked at.
+	// watchEvery is how often a watched run is looked at for its progress; its
+	// end is noticed at once.
 	watchEvery = 500 * time.Millisecond
 	// keepRuns is how long ended runs are remembered.
 	keepRuns = 400 * 24 * time.Hour
@@ -39,7 +40,7 @@ func (a *Agent) Serve(ctx context.Context) error {
 	if _, err := a.Claims.Expel(ctx, holder); err != nil {
 		return err
 	}
-	runner := &job.Runner{Store: a.Runs, Holder: holder, Parallel: parallelRuns, Log: a.Log, Handlers: map[job.Kind]job.Handler{
+	runner := &job.Runner{Store: a.Runs, Holder: holder, Parallel: parallelRuns, Log: a.Log, Settled: a.settled.ring, Handlers: map[job.Kind]job.Handler{
 		RunBackup:         a.backup,
 		RunRestoreMachine: a.restoreMachine,
 		RunRestoreDisk:    a.restoreDisk,
@@ -134,6 +135,7 @@ func pause(ctx context.Context, d time.Duration, wake <-chan struct{}) bool {
 // WatchRun calls notice with the run as it is now and after each change, until
 // it has ended or ctx has.
 func (a *Agent) WatchRun(ctx context.Context, id string, notice func(RunStatus) error) error {
+	settled := a.settled.heard() // before the run is read, so that no end falls between
 	run, err := a.Run(ctx, id)
 	if err != nil {
 		return err
@@ -143,9 +145,10 @@ func (a *Agent) WatchRun(ctx context.Context, id string, notice func(RunStatus) 
 		return err
 	}
 	for !run.State.Final() {
-		if !pause(ctx, watchEvery, nil) {
+		if !pause(ctx, watchEvery, settled) {
 			return ctx.Err()
 		}
+		settled = a.settled.heard()
 		if run, err = a.Run(ctx, last.ID); err != nil {
 			return err
 		}

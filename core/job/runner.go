@@ -54,6 +54,9 @@ type Runner struct {
 	Poll        time.Duration // how often to look for work
 	MaxAttempts int           // a run that was taken more often fails: it may be what kills the process
 	Log         *slog.Logger
+	// Settled is called, by several goroutines, when it is written what became of
+	// an execution; may be nil. It must not block.
+	Settled func()
 
 	once sync.Once
 	wake chan struct{}
@@ -176,6 +179,9 @@ func (r *Runner) execute(ctx context.Context, run Run) {
 	defer done()
 	if err := r.settle(last, x, err, cause); err != nil {
 		log.Warn("end run", "error", err)
+	}
+	if r.Settled != nil {
+		r.Settled()
 	}
 }
 

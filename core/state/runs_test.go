@@ -279,3 +279,34 @@ var _ = both("RunnerEnds", func(t *testing.T, db *DB) {
 		t.Error("nobody can take the run that was given back")
 	}
 })
+
+// Whoever watches a run reads it again when its execution is settled, so what
+// became of it has to be there by then.
+var _ = both("SettledIsToldWhenTheEndIsWritten", func(t *testing.T, db *DB) {
+	made := newRun(t, db, "job:1")
+	settled := make(chan job.Run, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	r := &job.Runner{Store: db.Runs(), Holder: claim.Holder{Node: "n", Instance: "a"}, Poll: time.Hour,
+		Handlers: map[job.Kind]job.Handler{"test": func(context.Context, *job.Execution) error { return nil }},
+		Settled: func() {
+			run, err := db.Runs().Get(context.WithoutCancel(ctx), tenant.Provider, made.ID)
+			if err != nil {
+				t.Error(err)
+			}
+			settled <- run
+		}}
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(ctx) }()
+	select {
+	case run := <-settled:
+		if run.State != job.Succeeded {
+			t.Errorf("when told of the end, the run was %s", run.State)
+		}
+	case <-time.After(time.Minute):
+		t.Error("nobody was told of the end")
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+})
