@@ -6,6 +6,7 @@ import (
 	"iter"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/holdfast-dr/holdfast/core/chunk"
@@ -207,6 +208,11 @@ type sending struct {
 	free   chan *batch
 	puts   chan *batch
 
+	gathering   chan struct{} // whoever has put something in may gather a question
+	idle        chan struct{} // something is in it when a worker had nothing to do
+	hashing     atomic.Int32  // items that workers are hashing
+	slowAnswers atomic.Bool
+
 	data packer
 
 	mutex   sync.Mutex // guards the fields below
@@ -277,6 +283,7 @@ func (s *sending) prepare() {
 	for range batches {
 		s.free <- &batch{data: make([]byte, 0, s.opts.BatchBytes)}
 	}
+	s.gathering, s.idle = make(chan struct{}, 1), make(chan struct{}, 1)
 	s.data = s.newPacker()
 }
 

@@ -87,21 +87,10 @@ func (s *sending) work(ctx context.Context, hashed func()) error {
 	var scratch []byte
 	hashes := s.hashes
 	for {
-		var it *item
-		var ok, sealing bool
-		select {
-		case it, ok = <-s.seals:
-			sealing = true
-		default:
-			select {
-			case <-ctx.Done():
-				return context.Cause(ctx)
-			case it, ok = <-s.seals:
-				sealing = true
-			case it, ok = <-hashes:
-			}
+		it, sealing, ok, err := s.next(ctx, hashes)
+		if err != nil {
+			return err
 		}
-		var err error
 		switch {
 		case sealing && !ok:
 			return nil
@@ -119,7 +108,48 @@ func (s *sending) work(ctx context.Context, hashed func()) error {
 	}
 }
 
+// next is a worker's next item, and whether it is to be sealed. A worker that
+// finds none says so to whoever gathers a question before it waits.
+func (s *sending) next(ctx context.Context, hashes <-chan *item) (it *item, sealing, ok bool, err error) {
+	select {
+	case it, ok = <-s.seals:
+		if !s.working() {
+			s.ring() // an answer that comes while the last one is sealed keeps nobody waiting
+		}
+		return it, true, ok, nil
+	default:
+	}
+	select {
+	case it, ok = <-hashes:
+		return it, false, ok, nil
+	default:
+	}
+	s.ring()
+	select {
+	case <-ctx.Done():
+		return nil, false, false, context.Cause(ctx)
+	case it, ok = <-s.seals:
+		return it, true, ok, nil
+	case it, ok = <-hashes:
+		return it, false, ok, nil
+	}
+}
+
+// working reports whether something waits for a worker, or is about to become
+// part of a question.
+func (s *sending) working() bool { return len(s.seals)+len(s.hashes) > 0 || s.hashing.Load() > 0 }
+
+// ring wakes whoever waits for a larger question.
+func (s *sending) ring() {
+	select {
+	case s.idle <- struct{}{}:
+	default:
+	}
+}
+
 func (s *sending) hash(it *item, hasher *chunk.Hasher) {
+	s.hashing.Add(1)
+	defer s.hashing.Add(-1)
 	started := time.Now()
 	asks := 0
 	for i := range it.chunks {
@@ -163,35 +193,72 @@ func (s *sending) release(it *item) {
 	s.slabs <- slab[:cap(slab)]
 }
 
+// askEnough is how many ids make a question that is worth asking at once: what
+// a request costs both ends is little beside what so many chunks cost.
+const askEnough = 128
+
+// slowAnswer is how long an answer takes where waiting for a larger question
+// gains nothing: others gather while it is on its way.
+const slowAnswer = 5 * time.Millisecond
+
 // ask finds out which chunks the repository lacks. While one question is on its
 // way more items gather, so questions grow with the round-trip time.
 func (s *sending) ask(ctx context.Context) error {
 	var group []*item
 	var ids []chunk.ID
 	for {
-		it, ok, err := recv(ctx, s.asks)
-		if !ok {
+		var ok bool
+		var err error
+		group, ids, ok, err = s.gather(ctx, group[:0], ids[:0])
+		if err != nil || len(group) == 0 {
 			return err
-		}
-		group, ids = append(group[:0], it), it.asked(ids[:0])
-	gather:
-		for len(ids) < askGroup {
-			select {
-			case it, ok := <-s.asks:
-				if !ok {
-					break gather
-				}
-				group, ids = append(group, it), it.asked(ids)
-			default:
-				break gather
-			}
 		}
 		have, err := s.have(ctx, ids)
 		if err != nil {
 			return err
 		}
 		s.answer(group, have)
+		if !ok {
+			return nil
+		}
 	}
+}
+
+// gather takes items for one question: all that there are, and where answers
+// come quickly, what comes until there are askEnough ids or a worker has nothing
+// left to do. One asker gathers at a time, so that such a worker finds the one
+// who waits. ok is false when nothing more will come.
+func (s *sending) gather(ctx context.Context, group []*item, ids []chunk.ID) (_ []*item, _ []chunk.ID, ok bool, err error) {
+	if err := give(ctx, s.gathering, struct{}{}); err != nil {
+		return nil, nil, false, err
+	}
+	defer func() { <-s.gathering }()
+	it, ok, err := recv(ctx, s.asks)
+	select {
+	case <-s.idle: // of before; a worker that is idle now has left its queues empty
+	default:
+	}
+	for ok {
+		if group, ids = append(group, it), it.asked(ids); len(ids) >= askGroup {
+			return group, ids, true, nil
+		}
+		select {
+		case it, ok = <-s.asks:
+			continue
+		default:
+		}
+		if len(ids) >= askEnough || s.slowAnswers.Load() || !s.working() {
+			return group, ids, true, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, nil, false, context.Cause(ctx)
+		case it, ok = <-s.asks:
+		case <-s.idle:
+			return group, ids, true, nil
+		}
+	}
+	return group, ids, false, err
 }
 
 func (it *item) asked(ids []chunk.ID) []chunk.ID {
@@ -205,8 +272,10 @@ func (it *item) asked(ids []chunk.ID) []chunk.ID {
 
 func (s *sending) have(ctx context.Context, ids []chunk.ID) (have []bool, err error) {
 	err = s.retry.Do(ctx, func() (err error) {
-		defer clock(&s.meter.asked, time.Now())
+		asked := time.Now()
 		have, err = s.to.Writer.Have(ctx, chunk.KindData, ids)
+		clock(&s.meter.asked, asked)
+		s.slowAnswers.Store(time.Since(asked) > slowAnswer)
 		return err
 	})
 	if err == nil && len(have) != len(ids) {
