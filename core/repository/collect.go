@@ -273,7 +273,7 @@ func (c *collector) copy(ctx context.Context, v victim, used []Entry) error {
 		b := record.Append(nil)
 		c.report.CopiedRecords++
 		c.report.CopiedBytes += int64(len(b))
-		return c.out.append(b, []chunk.Record{record})
+		return c.out.write(b, record)
 	})
 	if err != nil {
 		return err

@@ -128,10 +128,10 @@ func (s *Session) spooledRecords() (sum int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, p := range s.open {
-		sum += sumOf(p.entries)
+		sum += p.recordBytes()
 	}
 	for _, p := range s.sealed {
-		sum += sumOf(p.entries)
+		sum += p.recordBytes()
 	}
 	return sum
 }

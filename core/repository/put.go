@@ -89,9 +89,9 @@ func (s *Session) add(ctx context.Context, batch []byte, records []chunk.Record)
 			return 0, err
 		}
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.ended {
+	s.writing.Lock() // and not mu: whoever asks what is there need not wait for the disk
+	defer s.writing.Unlock()
+	if s.isEnded() {
 		return 0, s.errEnded()
 	}
 	run := run{s: s, batch: batch, known: map[recordName]struct{}{}}
@@ -154,7 +154,7 @@ func (u *run) flush() error {
 	}
 	records := u.records
 	u.records = u.records[:0]
-	if err := u.pack.append(u.batch[u.start:u.end], records); err != nil {
+	if err := u.pack.write(u.batch[u.start:u.end], records...); err != nil {
 		return err
 	}
 	u.taken += int64(u.end - u.start)
@@ -170,10 +170,12 @@ func (r *Repository) packLimit(kind PackKind) int64 {
 	return r.packBytes
 }
 
-// room is the open pack for a record, a new one if the present one is full; s.mu
-// is held.
+// room is the open pack for a record, a new one if the present one is full;
+// s.writing is held.
 func (s *Session) room(r chunk.Record) (*spoolPack, error) {
+	s.mu.Lock()
 	p := s.open[r.Kind]
+	s.mu.Unlock()
 	if p != nil && p.fits(r.Size(), s.r.packLimit(r.Kind)) {
 		return p, nil
 	}
@@ -181,13 +183,17 @@ func (s *Session) room(r chunk.Record) (*spoolPack, error) {
 		if err := p.seal(); err != nil {
 			return nil, err
 		}
+		s.mu.Lock()
 		s.sealed = append(s.sealed, p)
 		delete(s.open, r.Kind)
+		s.mu.Unlock()
 	}
 	p, err := s.r.newSpoolPack(s.dir, r.Kind)
 	if err != nil {
 		return nil, err
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.open[r.Kind] = p
 	return p, nil
 }
@@ -244,11 +250,18 @@ func (s *Session) shipSealed(ctx context.Context) error {
 func (s *Session) shipAll(ctx context.Context) error {
 	s.shipping.Lock()
 	defer s.shipping.Unlock()
+	s.closePacks()
+	return s.shipSealed(ctx)
+}
+
+// closePacks lets no open pack take any more.
+func (s *Session) closePacks() {
+	s.writing.Lock()
+	defer s.writing.Unlock()
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	for kind, p := range s.open {
 		s.sealed = append(s.sealed, p)
 		delete(s.open, kind)
 	}
-	s.mu.Unlock()
-	return s.shipSealed(ctx)
 }

@@ -40,6 +40,7 @@ type Session struct {
 
 	ending   sync.Mutex // one commit or abort at a time
 	shipping sync.Mutex // one goroutine brings packs to the store
+	writing  sync.Mutex // one goroutine writes to the open packs; taken after shipping, before mu
 
 	mu     sync.Mutex // guards what follows
 	open   map[PackKind]*spoolPack
@@ -330,25 +331,22 @@ func (s *Session) Have(ctx context.Context, kind chunk.Kind, ids []chunk.ID) ([]
 }
 
 func (s *Session) has(kind chunk.Kind, id chunk.ID) (bool, error) {
-	s.mu.Lock()
-	spooled := s.spooled(kind, id)
-	s.mu.Unlock()
-	if spooled {
+	if s.spooled(kind, id) {
 		return true, nil
 	}
 	_, sound, err := s.r.live(kind, id)
 	return sound, err
 }
 
-// spooled reports whether a record is in the spool; s.mu is held.
+// spooled reports whether a record is in the spool.
 func (s *Session) spooled(kind chunk.Kind, id chunk.ID) bool {
-	if p := s.open[kind]; p != nil {
-		if _, ok := p.known[id]; ok {
-			return true
-		}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p := s.open[kind]; p != nil && p.has(id) {
+		return true
 	}
 	for _, p := range s.sealed {
-		if _, ok := p.known[id]; ok && p.kind == kind {
+		if p.kind == kind && p.has(id) {
 			return true
 		}
 	}
@@ -410,6 +408,8 @@ func (s *Session) end(done point.ID) error {
 func (s *Session) close() error {
 	s.shipping.Lock()
 	defer s.shipping.Unlock()
+	s.writing.Lock()
+	defer s.writing.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ended = true
@@ -430,10 +430,10 @@ func (s *Session) SpooledBytes() int64 {
 	defer s.mu.Unlock()
 	var sum int64
 	for _, p := range s.open {
-		sum += p.size
+		sum += p.fileBytes()
 	}
 	for _, p := range s.sealed {
-		sum += p.size
+		sum += p.fileBytes()
 	}
 	return sum
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/holdfast-dr/holdfast/core/blob"
@@ -17,14 +18,40 @@ import (
 // spoolPack is a pack that is being written to a file of the server. Its bytes
 // are those of the pack from the first on, so after a crash every whole record
 // is found again, and a finished file can be linked into a store.
+//
+// One goroutine at a time writes to it, under Session.writing while the pack is
+// open; others may look meanwhile.
 type spoolPack struct {
-	packObject // size is the bytes in the file
-	path       string
-	file       *os.File
+	path   string
+	file   *os.File
+	sealed bool
+	behind int64 // bytes for which write-back has been started
+
+	mu         sync.Mutex // guards what follows, which the writer changes and others read
+	packObject            // size is the bytes in the file
 	entries    []Entry
 	known      map[chunk.ID]struct{}
-	sealed     bool
-	behind     int64 // bytes for which write-back has been started
+}
+
+// has reports whether a record is in the file.
+func (p *spoolPack) has(id chunk.ID) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, ok := p.known[id]
+	return ok
+}
+
+// fileBytes is the size of the file, recordBytes what of it is records.
+func (p *spoolPack) fileBytes() int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.size
+}
+
+func (p *spoolPack) recordBytes() int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return sumOf(p.entries)
 }
 
 const (
@@ -66,12 +93,13 @@ func full(err error) error {
 	return err
 }
 
-// write appends bytes. After an error the file is as it was before.
-func (p *spoolPack) write(b []byte) error {
+// write appends bytes, and the records that they are. After an error the file is
+// as it was before.
+func (p *spoolPack) write(b []byte, records ...chunk.Record) error {
 	if _, err := p.file.WriteAt(b, p.size); err != nil {
 		return errors.Join(fmt.Errorf("write spool file: %w", full(err)), p.file.Truncate(p.size))
 	}
-	p.size += int64(len(b))
+	p.enter(int64(len(b)), records)
 	if p.size-p.behind >= writeBack {
 		startWriteBack(p.file, p.behind, p.size-p.behind)
 		p.behind = p.size
@@ -79,18 +107,17 @@ func (p *spoolPack) write(b []byte) error {
 	return nil
 }
 
-// append adds whole records, back to back.
-func (p *spoolPack) append(records []byte, parsed []chunk.Record) error {
+// enter makes known what was written.
+func (p *spoolPack) enter(n int64, records []chunk.Record) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	offset := p.size
-	if err := p.write(records); err != nil {
-		return err
-	}
-	for _, r := range parsed {
+	for _, r := range records {
 		p.entries = append(p.entries, entryOf(r, offset))
 		p.known[r.ID] = struct{}{}
 		offset += int64(r.Size())
 	}
-	return nil
+	p.size += n
 }
 
 // seal ends the pack with its footer. Sealing again does nothing.
