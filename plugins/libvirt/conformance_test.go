@@ -118,7 +118,7 @@ func conformanceFixture(t *testing.T, s *site.Site, g site.Guest, p sdk.Platform
 		Space: "con", Foreign: "umbrella-",
 		Write: func(disk sdk.DiskID, off int64, data []byte) error { return writeAsGuest(t, s, g, disk, off, data) },
 		Read: func(id sdk.MachineID, disk sdk.DiskID, off int64, data []byte) error {
-			return readOff(t, byID(id), disk, off, data)
+			return readOff(t, s, id, disk, off, data)
 		},
 		Remove:  func(id sdk.MachineID) error { return byID(id).Remove(ctx) },
 		Objects: func() ([]string, error) { return g.Leftovers(ctx) },
@@ -155,15 +155,27 @@ func writeAsGuest(t *testing.T, s *site.Site, g site.Guest, disk sdk.DiskID, off
 	return nil
 }
 
-func readOff(t *testing.T, g site.Guest, disk sdk.DiskID, off int64, data []byte) error {
-	ctx := context.Background()
-	images, err := g.Disks(ctx)
+// imageOf is the file of a machine's disk.
+func imageOf(s *site.Site, id sdk.MachineID, disk sdk.DiskID) (string, error) {
+	list, err := s.Virsh(context.Background(), "domblklist", string(id))
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(list) {
+		if target, file, _ := strings.Cut(strings.TrimSpace(line), " "); target == string(disk) {
+			return strings.TrimSpace(file), nil
+		}
+	}
+	return "", fmt.Errorf("machine %s has no disk %s:\n%s", id, disk, list)
+}
+
+func readOff(t *testing.T, s *site.Site, id sdk.MachineID, disk sdk.DiskID, off int64, data []byte) error {
+	image, err := imageOf(s, id, disk)
 	if err != nil {
 		return err
 	}
-	index := int(disk[len(disk)-1] - 'a')
 	raw := filepath.Join(t.TempDir(), "disk.raw")
-	if out, err := exec.Command(testenv.Tool(t, "qemu-img"), "convert", "-O", "raw", images[index], raw).CombinedOutput(); err != nil {
+	if out, err := exec.Command(testenv.Tool(t, "qemu-img"), "convert", "-O", "raw", image, raw).CombinedOutput(); err != nil {
 		return fmt.Errorf("%w: %s", err, out)
 	}
 	defer os.Remove(raw)

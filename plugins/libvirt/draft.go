@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/digitalocean/go-libvirt"
 
@@ -62,13 +63,25 @@ func (p *platform) createDraft(ctx context.Context, op sdk.Op, spec sdk.DraftSpe
 	if err != nil {
 		return sdk.Draft{}, err
 	}
-	// Also for a repeat: the first call may have ended between two volumes.
-	for _, disk := range d.spec.Machine.Disks {
+	// Also for a repeat: the first call may have ended between two volumes, or run out of time.
+	for i, disk := range d.spec.Machine.Disks {
+		if end, ok := ctx.Deadline(); ok && time.Until(end) < volumeTime {
+			return sdk.Draft{}, makingVolumes(i, len(d.spec.Machine.Disks))
+		}
 		if err := p.createVolume(ctx, d, disk); err != nil {
 			return sdk.Draft{}, err
 		}
 	}
 	return asDraft(id, d.spec), nil
+}
+
+// volumeTime is what a call that makes volumes leaves for the last of them.
+const volumeTime = 5 * time.Second
+
+func makingVolumes(done, all int) error {
+	pending := sdk.Errorf(sdk.ErrPending, sdk.FaultBackend, "%d of %d volumes are there", done, all)
+	pending.Progress, pending.After = float64(done)/float64(all), 100*time.Millisecond
+	return pending
 }
 
 func asDraft(id string, spec sdk.DraftSpec) sdk.Draft {

@@ -25,8 +25,8 @@ import (
 // asked of QEMU's monitor. QEMU lets one user write to an image as a rule; share-rw tells it that the device, which never
 // does, leaves that to the export.
 
-// mostDisks is what fits on the keeper's bus with room to spare.
-const mostDisks = 24
+// mostDisks is how many a machine that is restored may have. A virtio-scsi controller takes 256.
+const mostDisks = 200
 
 // keeper describes the machine.
 func (d *draft) keeper(kind string) (string, error) {
@@ -41,14 +41,15 @@ func (d *draft) keeper(kind string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	devices := element("devices")
+	devices := element("devices").with(scsiController("0"))
 	override := element("qemu:override")
 	for i, disk := range d.spec.Machine.Disks {
 		devices.with(element("disk", "type", "volume", "device", "disk").with(
 			element("driver", "name", "qemu", "type", "qcow2", "discard", "unmap"),
 			element("source", "pool", d.meta.Pool, "volume", volumeName(d.space, d.meta.ID, disk.ID)),
-			element("target", "dev", "vd"+string(rune('a'+i)), "bus", "virtio"),
+			element("target", "dev", deviceOf("sd", i), "bus", "scsi"),
 			element("alias", "name", diskAlias(i)),
+			driveAddress("0", i),
 		))
 		override.with(element("qemu:device", "alias", diskAlias(i)).with(element("qemu:frontend").with(
 			element("qemu:property", "name", "share-rw", "type", "bool", "value", "true"))))
@@ -199,7 +200,8 @@ func (p *platform) listen(ctx context.Context, d *draft) (jobServer, error) {
 const tlsObject = "holdfast-tls"
 
 func (p *platform) startServer(ctx context.Context, dom libvirt.Domain, s jobServer) error {
-	arguments := map[string]any{}
+	// By default, QEMU lets nobody in after a hundred; it does not say so, either.
+	arguments := map[string]any{"max-connections": mostDisks * connections}
 	if s.Transport == "unix" {
 		arguments["addr"] = map[string]any{"type": "unix", "data": map[string]any{"path": s.Socket}}
 	} else {
@@ -275,7 +277,7 @@ func (p *platform) blockNode(ctx context.Context, dom libvirt.Domain, alias stri
 		return "", err
 	}
 	for _, d := range devices {
-		if strings.Contains(d.QDev+"/", "/"+alias+"/") && d.Inserted.Node != "" {
+		if strings.Contains("/"+d.QDev+"/", "/"+alias+"/") && d.Inserted.Node != "" {
 			return d.Inserted.Node, nil
 		}
 	}
@@ -284,7 +286,7 @@ func (p *platform) blockNode(ctx context.Context, dom libvirt.Domain, alias stri
 
 // blockDevice is a disk as QEMU tells of it.
 type blockDevice struct {
-	QDev     string `json:"qdev"`
+	QDev     string `json:"qdev"` // the alias of the device, or a path with it
 	Inserted struct {
 		Node    string `json:"node-name"`
 		Bitmaps []struct {

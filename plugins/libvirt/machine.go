@@ -112,18 +112,56 @@ func exchange(devices *node, disks []sdk.Disk, paths map[sdk.DiskID]string, purg
 		have[dev] = true
 		return false
 	})
+	scsi := &controller{devices: devices}
 	for _, disk := range disks {
 		if have[string(disk.ID)] {
 			continue
 		}
 		dev := freeDevice(string(disk.ID), have)
 		have[dev] = true
-		devices.with(element("disk", "type", "file", "device", "disk").with(
+		added := element("disk", "type", "file", "device", "disk").with(
 			element("driver", "name", "qemu", "type", "qcow2", "discard", "unmap"),
 			element("source", "file", paths[disk.ID]),
 			element("target", "dev", dev, "bus", buses[dev[:2]]),
-		))
+		)
+		if buses[dev[:2]] == "scsi" {
+			added.with(scsi.place())
+		}
+		devices.with(added)
 	}
+}
+
+// controller is a SCSI controller that is added with its first disk. Of those that libvirt would add by itself guests may
+// have no driver, and none takes more than a few disks.
+type controller struct {
+	devices *node
+	index   string // "" before the first disk
+	taken   int
+}
+
+// place is the address of the next disk.
+func (c *controller) place() *node {
+	if c.index == "" {
+		next := 0
+		for _, other := range c.devices.all("controller") {
+			if n, err := strconv.Atoi(other.get("index")); err == nil && other.get("type") == "scsi" {
+				next = max(next, n+1)
+			}
+		}
+		c.index = strconv.Itoa(next)
+		c.devices.with(scsiController(c.index))
+	}
+	at := driveAddress(c.index, c.taken)
+	c.taken++
+	return at
+}
+
+func scsiController(index string) *node {
+	return element("controller", "type", "scsi", "index", index, "model", "virtio-scsi")
+}
+
+func driveAddress(controller string, target int) *node {
+	return element("address", "type", "drive", "controller", controller, "bus", "0", "target", strconv.Itoa(target), "unit", "0")
 }
 
 // insert puts an image into a disk, and takes out all that was said of the one before.
@@ -148,12 +186,28 @@ func freeDevice(wanted string, have map[string]bool) string {
 	if deviceName.MatchString(wanted) && !have[wanted] {
 		return wanted
 	}
-	for c := 'a'; c <= 'z'; c++ {
-		if dev := "vd" + string(c); !have[dev] {
+	for n := range mostPCI {
+		if dev := deviceOf("vd", n); !have[dev] {
 			return dev
 		}
 	}
-	return "sda" // 26 disks and more are refused before
+	for n := 0; ; n++ {
+		if dev := deviceOf("sd", n); !have[dev] {
+			return dev
+		}
+	}
+}
+
+// mostPCI is how many disks get a PCI device of their own, which is what virtio disks are, and fit beside the other ones.
+const mostPCI = 24
+
+// deviceOf is the name of the n-th device: vda to vdz, vdaa and so on.
+func deviceOf(prefix string, n int) string {
+	letters := ""
+	for ; n >= 0; n = n/26 - 1 {
+		letters = string(rune('a'+n%26)) + letters
+	}
+	return prefix + letters
 }
 
 // connect moves an interface to the network that the map says.

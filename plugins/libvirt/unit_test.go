@@ -2,6 +2,7 @@ package main
 
 import (
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -47,6 +48,62 @@ func TestNewMachine(t *testing.T) {
 		}
 		if diff := cmp.Diff(string(want), got); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+	}
+}
+
+// TestMachineOfManyDisks has more disks than a PCI bus has room for: the others go to a controller that nobody uses.
+func TestMachineOfManyDisks(t *testing.T) {
+	const disks, taken = 64, "sdb"
+	native := `<domain type='qemu'><name>big</name><devices>
+		<controller type='scsi' index='0' model='lsilogic'/>
+		<disk type='file' device='disk'><source file='/old'/><target dev='` + taken + `' bus='scsi'/></disk></devices></domain>`
+	for _, native := range []string{"", native} {
+		spec := sdk.DraftSpec{Machine: sdk.Machine{Name: "big", Native: []byte(native)}}
+		paths := make(map[sdk.DiskID]string)
+		for i := range disks {
+			id := sdk.DiskID(fmt.Sprintf("scsi%d:%d", i/15, i%15))
+			if i == 7 {
+				id = taken
+			}
+			spec.Machine.Disks = append(spec.Machine.Disks, sdk.Disk{ID: id, SizeBytes: 1 << 20})
+			paths[id] = fmt.Sprintf("/pool/%d", i)
+		}
+		devices := newMachine(spec, paths, hostFacts{name: "big"}).at("devices")
+		targets, addresses, images, cards := make(map[string]bool), make(map[string]bool), make(map[string]bool), 0
+		for _, d := range devices.all("disk") {
+			dev, at := d.at("target").get("dev"), d.at("address")
+			targets[dev], images[d.at("source").get("file")] = true, true
+			switch bus := d.at("target").get("bus"); {
+			case bus == "virtio":
+				cards++
+			case at != nil:
+				addresses[at.get("controller")+":"+at.get("target")] = true
+			case dev != taken || native == "":
+				t.Errorf("disk %s on bus %s has no place", dev, bus)
+			}
+		}
+		controller := "0"
+		if native != "" {
+			controller = "1"
+			addresses["its own"] = true
+		}
+		if len(targets) != disks || len(images) != disks || cards != mostPCI || len(addresses) != disks-mostPCI || !addresses[controller+":0"] {
+			t.Errorf("%d names, %d images, %d of virtio and the places %v", len(targets), len(images), cards, addresses)
+		}
+		own := 0
+		for _, c := range devices.all("controller") {
+			if c.get("model") == "virtio-scsi" && c.get("index") == controller {
+				own++
+			}
+		}
+		if own != 1 {
+			t.Errorf("%d controllers of its own", own)
+		}
+	}
+	for n, want := range map[int]string{0: "sda", 25: "sdz", 26: "sdaa", 701: "sdzz", 702: "sdaaa"} {
+		if got := deviceOf("sd", n); got != want {
+			t.Errorf("device %d is %s, want %s", n, got, want)
 		}
 	}
 }
