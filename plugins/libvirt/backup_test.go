@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
@@ -264,7 +265,7 @@ func (c *protected) forget() {
 		}
 	}
 	nothingLeft(c.T, c.guest, c.before)
-	await(c.T, 15e9, "no guard is left", func() bool { return len(guards(c.T)) == 0 })
+	await(c.T, time.Minute, "no guard is left", func() bool { return len(guards(c.T)) == 0 })
 }
 
 // write writes noise to a disk of the machine, which runs, as its guest would.
