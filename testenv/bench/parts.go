@@ -9,6 +9,7 @@ import (
 // them are "large".
 var allParts = []part{
 	{"pair", (*bench).comparePair},
+	{"line", (*bench).overLines},
 }
 
 // comparePair is the comparison that most targets speak of.

@@ -3,7 +3,7 @@
 // healed while programs talk over it.
 //
 // Each end is a network namespace, so the TCP of both ends is the kernel's own
-// and behaves as it would between two cities. The line between them is this
+// and behaves as it would between two cities, with CUBIC, Linux's default. The line between them is this
 // process: a TUN device in each namespace, and a goroutine for each direction
 // that takes packets from one and gives them to the other when it is their time.
 // Nothing but /dev/net/tun and root is needed: no kernel module, no traffic

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -85,6 +86,9 @@ func (e *End) make(a addresses, mtu int) (err error) {
 			return err
 		}
 	}
+	if err := chooseCongestion(); err != nil {
+		return err
+	}
 	// Seen by this thread only, which has a mount namespace of its own.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
@@ -94,6 +98,35 @@ func (e *End) make(a addresses, mtu int) (err error) {
 	}
 	e.statistic, err = os.Open("/sys/class/net/" + deviceName + "/statistics/tx_dropped")
 	return err
+}
+
+// congestion is how TCP at both ends finds out what the line carries: what Linux
+// does unless somebody chose otherwise, so that results of one machine are those
+// of another.
+const congestion = "cubic"
+
+// allowCongestion lets namespaces have it: on a machine with another default
+// they may not. It is for the whole machine, and changes nothing for anybody who
+// does not ask.
+func allowCongestion() error {
+	const allowed = "/proc/sys/net/ipv4/tcp_allowed_congestion_control"
+	list, err := os.ReadFile(allowed)
+	if err == nil && !slices.Contains(strings.Fields(string(list)), congestion) {
+		err = os.WriteFile(allowed, []byte(strings.TrimSpace(string(list))+" "+congestion), 0)
+	}
+	if err != nil {
+		return fmt.Errorf("allow TCP's congestion control %s: %w", congestion, err)
+	}
+	return nil
+}
+
+// chooseCongestion sets it for this thread's namespace.
+func chooseCongestion() error {
+	const setting = "/proc/sys/net/ipv4/tcp_congestion_control" // of the namespace of who opens it
+	if err := os.WriteFile(setting, []byte(congestion), 0); err != nil {
+		return fmt.Errorf("choose TCP's congestion control: %w", err)
+	}
+	return nil
 }
 
 func openTUN() (*os.File, error) {

@@ -109,6 +109,9 @@ func Open(o Options) (*Line, error) {
 	if err := errors.Join(o.Up.check(), o.Down.check()); err != nil {
 		return nil, err
 	}
+	if err := allowCongestion(); err != nil {
+		return nil, err
+	}
 	if o.MTU == 0 {
 		o.MTU = 1500
 	}

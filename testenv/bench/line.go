@@ -1,0 +1,431 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"text/tabwriter"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/holdfast-dr/holdfast/sdk"
+	"github.com/holdfast-dr/holdfast/sdk/sim"
+	"github.com/holdfast-dr/holdfast/testenv/stack"
+	"github.com/holdfast-dr/holdfast/testenv/wan"
+)
+
+// lines are what the long lines are like, over which a backup is compared with
+// bare TLS connections. All have the same narrowest place, which two cores can
+// fill.
+type lines struct {
+	roundTrips []time.Duration
+	losses     []float64
+	mbit       int64
+}
+
+func parseLines(roundTrips, losses string, mbit int64) (l lines, err error) {
+	for text := range strings.SplitSeq(roundTrips, ",") {
+		d, err := time.ParseDuration(text)
+		if err != nil {
+			return l, fmt.Errorf("round trip: %w", err)
+		}
+		l.roundTrips = append(l.roundTrips, d)
+	}
+	for text := range strings.SplitSeq(losses, ",") {
+		share, err := strconv.ParseFloat(text, 64)
+		if err != nil {
+			return l, fmt.Errorf("loss: %w", err)
+		}
+		l.losses = append(l.losses, share)
+	}
+	l.mbit = mbit
+	return l, nil
+}
+
+// all are the combinations.
+func (l lines) all() (qualities []wan.Quality) {
+	for _, loss := range l.losses {
+		for _, roundTrip := range l.roundTrips {
+			qualities = append(qualities, wan.Quality{Delay: roundTrip / 2, Rate: l.mbit * wan.Mbit, Loss: loss})
+		}
+	}
+	return qualities
+}
+
+const (
+	// lineTime is about how long one transfer takes, so that beginning and end
+	// count for little.
+	lineTime  = 25 * time.Second
+	leastLine = 64 * mib
+	mostLine  = 2 * gib
+	// lineTarget is the share of what bare TLS connections get.
+	lineTarget = 0.9
+)
+
+// overLines is a part: the way of a disk over a long line, as a share of what
+// the same number of TLS connections gets there with the same bytes.
+func (b *bench) overLines(ctx context.Context) error {
+	if err := wan.Possible(); err != nil {
+		progress("long lines are left out: %v", err)
+		return nil
+	}
+	if _, err := b.available(ctx, &round{bin: b.bin}, kinds[:1]); err != nil {
+		return err
+	}
+	var results []lineResult
+	for _, q := range b.lines.all() {
+		for repeat := range b.repeats(2) {
+			r, err := b.overLine(ctx, q, uint64(repeat+1))
+			if err != nil {
+				return fmt.Errorf("round trip %s, loss %g %%: %w", 2*q.Delay, 100*q.Loss, err)
+			}
+			results = append(results, r)
+		}
+	}
+	printLines(results)
+	return nil
+}
+
+// lineResult is one transfer in both ways.
+type lineResult struct {
+	wan.Quality
+	bytes       int64 // sealed
+	connections int   // that Holdfast had open at most, and TLS alone
+	ours, bare  time.Duration
+	overrun     int64
+}
+
+func (r lineResult) share() float64 { return r.bare.Seconds() / r.ours.Seconds() }
+
+func (b *bench) overLine(ctx context.Context, q wan.Quality, seed uint64) (result lineResult, err error) {
+	dir := filepath.Join(b.work, "line")
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	line, err := wan.Open(wan.Options{Up: q, Down: q, Seed: seed})
+	if err != nil {
+		return result, err
+	}
+	defer func() { err = errors.Join(err, line.Close()) }()
+
+	// What the line carries in a while says how large the disk is.
+	const probe, connections = 24 * mib, 4
+	took, err := bareTLS(ctx, line, connections, func() (io.Reader, error) { return noiseReader(probe), nil })
+	if err != nil {
+		return result, err
+	}
+	size := int64(probe / took.Seconds() * lineTime.Seconds())
+	size = max(leastLine, min(size, mostLine)) / mib * mib
+
+	s := &holdfastLine{line: line, dir: dir, bin: filepath.Join(b.bin, ours)}
+	defer func() { err = errors.Join(err, s.stop()) }()
+	if err := s.start(ctx, size); err != nil {
+		return result, err
+	}
+	result = lineResult{Quality: q}
+	if err := s.backup(ctx, &result); err != nil {
+		return result, err
+	}
+	result.bare, err = bareTLS(ctx, line, result.connections, func() (io.Reader, error) { return packs(s.stack.Repository(), result.bytes) })
+	result.overrun = line.Up.Stats().Overrun + line.Down.Stats().Overrun
+	progress("round trip %s, loss %g %%: %d MiB over %d connections: %.1f s, bare TLS %.1f s: %.0f %%", 2*q.Delay, 100*q.Loss,
+		result.bytes/mib, result.connections, result.ours.Seconds(), result.bare.Seconds(), 100*result.share())
+	return result, err
+}
+
+// holdfastLine is a provider at one end of the line and a tenant at the other.
+type holdfastLine struct {
+	line     *wan.Line
+	dir, bin string
+	stack    *stack.Stack
+}
+
+func (s *holdfastLine) stop() error {
+	if s.stack == nil {
+		return nil
+	}
+	return s.stack.Close()
+}
+
+func (s *holdfastLine) start(ctx context.Context, size int64) error {
+	hypervisor := filepath.Join(s.dir, "hypervisor")
+	hv, err := sim.Open(hypervisor)
+	if err != nil {
+		return err
+	}
+	m, err := hv.CreateMachine(sim.MachineSpec{Name: machineName, DiskBytes: []int64{size}, State: sdk.StateRunning})
+	if err != nil {
+		return err
+	}
+	content := maker{random: rand.New(rand.NewPCG(2, 2))}
+	buf := make([]byte, mib)
+	for at := int64(0); at < size; at += mib {
+		if at/mib%4 == 0 {
+			content.pages(buf, uint64(at/dbPage))
+		} else {
+			content.noise(buf)
+		}
+		if err := hv.WriteDisk(m.ID, m.Disks[0].ID, at, buf); err != nil {
+			return err
+		}
+	}
+	s.stack, err = stack.New(stack.Options{Dir: filepath.Join(s.dir, "s"), Bin: s.bin, Listen: s.line.Provider.AddressPort(6180),
+		ServerPrefix: s.line.Provider.Prefix(), AgentPrefix: s.line.Tenant.Prefix()})
+	if err != nil {
+		return err
+	}
+	if err := startStack(ctx, s.stack, filepath.Join(s.dir, "kit.txt")); err != nil {
+		return err
+	}
+	for _, command := range [][]string{
+		{"plugin", "enable", "sim"},
+		{"endpoint", "add", "lab", "--plugin", "sim", "--set", "dir=" + hypervisor},
+		{"job", "create", "bench", "--endpoint", "lab", "--repository", "backups", "--machine", machineName, "--quiesce", "none"},
+	} {
+		if _, err := s.stack.Run(ctx, command...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// backup runs the job and fills in what it took.
+func (s *holdfastLine) backup(ctx context.Context, r *lineResult) error {
+	watching, stop := context.WithCancel(ctx)
+	defer stop()
+	var wg sync.WaitGroup
+	wg.Go(func() { r.connections = mostConnections(watching, s.stack.Server.PID()) })
+	var run struct {
+		Machines []struct {
+			Kind        string
+			StoredBytes int64 `json:"stored_bytes"`
+		}
+	}
+	began := time.Now()
+	out, err := s.stack.Run(ctx, "job", "run", "bench", "--wait", "-o", "json")
+	r.ours = time.Since(began)
+	stop()
+	wg.Wait()
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal([]byte(out), &run); err != nil {
+		return err
+	}
+	if len(run.Machines) != 1 || run.Machines[0].Kind != "full" {
+		return fmt.Errorf("the run made no full point: %.300s", out)
+	}
+	r.bytes = run.Machines[0].StoredBytes
+	return nil
+}
+
+// mostConnections counts the connections that a process's network has open, at
+// most at one time.
+func mostConnections(ctx context.Context, pid int) (most int) {
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		count := 0
+		for _, table := range []string{"tcp", "tcp6"} {
+			text, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/%s", pid, table))
+			if err != nil {
+				continue
+			}
+			for l := range bytes.Lines(text) {
+				const established = "01"
+				if fields := strings.Fields(string(l)); len(fields) > 3 && fields[3] == established {
+					count++
+				}
+			}
+		}
+		most = max(most, count)
+		select {
+		case <-ctx.Done():
+			return most
+		case <-tick.C:
+		}
+	}
+}
+
+// packs reads the repository's own bytes: sealed, as they crossed the line.
+func packs(dir string, limit int64) (io.Reader, error) {
+	var readers []io.Reader
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() {
+			readers = append(readers, &lazyFile{path: path})
+		}
+		return err
+	})
+	return io.LimitReader(io.MultiReader(readers...), limit), err
+}
+
+// lazyFile opens a file when it is read, and closes it at its end.
+type lazyFile struct {
+	path string
+	file *os.File
+}
+
+func (f *lazyFile) Read(b []byte) (n int, err error) {
+	if f.file == nil {
+		if f.file, err = os.Open(f.path); err != nil {
+			return 0, err
+		}
+	}
+	n, err = f.file.Read(b)
+	if err != nil {
+		_ = f.file.Close() // it was only read
+	}
+	return n, err
+}
+
+func noiseReader(size int64) io.Reader {
+	return io.LimitReader(rand.NewChaCha8([32]byte{1}), size)
+}
+
+// bareTLS sends bytes over TLS connections of which each takes the next piece
+// when it has room, and says how long it took until all had arrived and the
+// sender knew.
+func bareTLS(ctx context.Context, line *wan.Line, connections int, open func() (io.Reader, error)) (time.Duration, error) {
+	certificate, err := selfSigned()
+	if err != nil {
+		return 0, err
+	}
+	listener, err := line.Provider.Listen()
+	if err != nil {
+		return 0, err
+	}
+	defer listener.Close()
+	source, err := open()
+	if err != nil {
+		return 0, err
+	}
+	pieces := pieceReader{from: bufio.NewReaderSize(source, mib)}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
+	defer cancel()
+	var received atomic.Int64
+	g, ctx := errgroup.WithContext(ctx)
+	context.AfterFunc(ctx, func() { listener.Close() })
+	began := time.Now()
+	for range connections {
+		g.Go(func() error {
+			conn, err := listener.Accept()
+			if err != nil {
+				return err
+			}
+			server := tls.Server(conn, &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS13})
+			defer server.Close()
+			n, err := io.CopyBuffer(onlyWriter{io.Discard}, server, make([]byte, 128*kib))
+			received.Add(n)
+			if err == nil {
+				_, err = server.Write([]byte{1})
+			}
+			return err
+		})
+		g.Go(func() error { return sendPieces(ctx, line, listener.Addr().String(), &pieces) })
+	}
+	err = g.Wait()
+	took := time.Since(began)
+	if err == nil && received.Load() != pieces.total {
+		err = fmt.Errorf("sent %d bytes, %d arrived", pieces.total, received.Load())
+	}
+	return took, err
+}
+
+// onlyWriter hides what else a writer can do, so that the buffer is used.
+type onlyWriter struct{ io.Writer }
+
+func sendPieces(ctx context.Context, line *wan.Line, address string, pieces *pieceReader) error {
+	dial := func(ctx context.Context) (net.Conn, error) { return line.Tenant.Dial(ctx, "tcp", address) }
+	conn, err := dial(ctx)
+	if err != nil {
+		return err
+	}
+	//nolint:gosec // both ends are this process
+	c := tls.Client(conn, &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS13})
+	defer c.Close()
+	if deadline, ok := ctx.Deadline(); ok {
+		if err := c.SetDeadline(deadline); err != nil {
+			return err
+		}
+	}
+	piece := make([]byte, 256*kib)
+	for {
+		n, err := pieces.next(piece)
+		if n == 0 {
+			if !errors.Is(err, io.EOF) {
+				return err
+			}
+			break
+		}
+		if _, err := c.Write(piece[:n]); err != nil {
+			return err
+		}
+	}
+	if err := c.CloseWrite(); err != nil {
+		return err
+	}
+	_, err = io.ReadFull(c, piece[:1])
+	return err
+}
+
+// pieceReader hands a stream out piece by piece.
+type pieceReader struct {
+	mutex sync.Mutex
+	from  io.Reader
+	total int64
+}
+
+func (p *pieceReader) next(b []byte) (n int, err error) {
+	p.mutex.Lock()
+	defer p.mutex.Unlock()
+	n, err = io.ReadFull(p.from, b)
+	p.total += int64(n)
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		err = io.EOF
+	}
+	return n, err
+}
+
+func printLines(results []lineResult) {
+	if len(results) == 0 {
+		return
+	}
+	fmt.Printf("\nOver a long line of %d Mbit/s: a full backup, and the same number of bare TLS connections with the same sealed bytes\n\n",
+		results[0].Rate/wan.Mbit)
+	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(t, "round trip\tloss\tMiB\tconnections\tHoldfast s\tMbit/s\tbare TLS s\tMbit/s\tshare\t")
+	for _, r := range results {
+		rate := func(took time.Duration) float64 { return float64(r.bytes*8) / 1e6 / took.Seconds() }
+		fmt.Fprintf(t, "%s\t%g %%\t%d\t%d\t%.1f\t%.1f\t%.1f\t%.1f\t%.0f %%\t\n", 2*r.Delay, 100*r.Loss, r.bytes/mib, r.connections,
+			r.ours.Seconds(), rate(r.ours), r.bare.Seconds(), rate(r.bare), 100*r.share())
+		if r.overrun > 0 {
+			fmt.Printf("the line itself was too slow and lost %d packets: this result says little\n", r.overrun)
+		}
+	}
+	_ = t.Flush() // to the terminal
+	worst := results[0]
+	for _, r := range results {
+		if cmp.Less(r.share(), worst.share()) {
+			worst = r
+		}
+	}
+	verdict := "met"
+	if worst.share() < lineTarget {
+		verdict = "NOT MET"
+	}
+	fmt.Printf("\ntarget: at least %.0f %% of bare TLS; the least is %.0f %%: %s\n", 100*lineTarget, 100*worst.share(), verdict)
+}
