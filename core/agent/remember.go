@@ -132,6 +132,14 @@ func (k *kept) Abort(ctx context.Context) error {
 	return k.Session.Abort(ctx)
 }
 
+// RoundTripTime is the wrapped session's, so that the line can be filled.
+func (k *kept) RoundTripTime() (t time.Duration) {
+	if s, ok := k.Session.(interface{ RoundTripTime() time.Duration }); ok {
+		return s.RoundTripTime()
+	}
+	return 0
+}
+
 // ServerTime is the wrapped session's, so that the slow side can be told.
 func (k *kept) ServerTime() (t time.Duration) {
 	if s, ok := k.Session.(interface{ ServerTime() time.Duration }); ok {

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -33,6 +34,8 @@ type repository struct {
 	damaged  []chunk.ID
 	onCommit func(round int) error
 	commits  int
+
+	roundTrip time.Duration // of the line, if it is known
 }
 
 func (r *repository) Last(context.Context, point.MachineID) ([]byte, error) {
@@ -49,7 +52,11 @@ func (r *repository) Begin(context.Context, point.MachineID, point.ID, string) (
 	defer r.mutex.Unlock()
 	r.sessions++
 	r.open++
-	return &session{Store: r.Store, of: r, id: chunk.SessionID{byte(r.sessions)}}, nil
+	s := &session{Store: r.Store, of: r, id: chunk.SessionID{byte(r.sessions)}}
+	if r.roundTrip > 0 {
+		return far{session: s, roundTrip: r.roundTrip}, nil
+	}
+	return s, nil
 }
 
 type session struct {
@@ -57,6 +64,14 @@ type session struct {
 	of *repository
 	id chunk.SessionID
 }
+
+// far is a session over a long line.
+type far struct {
+	*session
+	roundTrip time.Duration
+}
+
+func (f far) RoundTripTime() time.Duration { return f.roundTrip }
 
 func (s *session) ID() chunk.SessionID       { return s.id }
 func (s *session) DamagedChunks() []chunk.ID { return s.of.damaged }
@@ -541,6 +556,37 @@ func TestProgressAddsUp(t *testing.T) {
 
 // A process that is killed between commit and the end of its snapshot leaves the
 // snapshot; the next life ends it, and the marks are those of the point.
+func TestLongLineHasMoreOnItsWay(t *testing.T) {
+	for _, c := range []struct {
+		roundTrip time.Duration
+		want      int
+	}{{0, 4}, {25 * time.Millisecond, 6}, {time.Second, 8}} {
+		s := newSite(t, 32*mib)
+		s.write(0, 0, 32*mib, 1)
+		s.repo.roundTrip = c.roundTrip
+		// No answer comes before as many batches are on their way as there should be.
+		enough := make(chan struct{})
+		once := sync.OnceFunc(func() { close(enough) })
+		s.repo.OnPut = func(ctx context.Context, _ []byte) error {
+			if s.repo.Counts().MaxPutsAtOnce == c.want {
+				once()
+			}
+			select {
+			case <-enough:
+				return nil
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		_, err := backup.Run(ctx, s.request())
+		cancel()
+		if most := s.repo.Counts().MaxPutsAtOnce; err != nil || most != c.want {
+			t.Errorf("round trip %s: %d batches at once, want %d (%v)", c.roundTrip, most, c.want, err)
+		}
+	}
+}
+
 func TestKilledAfterCommitIsConcluded(t *testing.T) {
 	for name, killed := range map[string]bool{"before the end of the snapshot": true, "after it": false} {
 		t.Run(name, func(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"time"
 
 	"github.com/holdfast-dr/holdfast/core/chunk"
 	"github.com/holdfast-dr/holdfast/core/mover"
@@ -230,7 +231,11 @@ func (r *run) options(i int) mover.Options {
 	}
 	o.Memory /= int64(tasks)
 	if o.Connections == 0 {
-		o.Connections = defaultConnections
+		var roundTrip time.Duration
+		if far, ok := r.session.(distant); ok {
+			roundTrip = far.RoundTripTime()
+		}
+		o.Connections = mover.ConnectionsOver(roundTrip)
 	}
 	o.Connections = max(1, o.Connections/tasks)
 	o.Progress = nil
@@ -240,10 +245,12 @@ func (r *run) options(i int) mover.Options {
 	return o
 }
 
-const (
-	defaultMemory      = 30 << 20
-	defaultConnections = 4
-)
+const defaultMemory = 30 << 20
+
+// distant is a Session that knows how long the line is.
+type distant interface {
+	RoundTripTime() time.Duration
+}
 
 // changed lists a disk's changes, waiting while the back-end works on it.
 func (r *run) changed(disk sdk.DiskID) func(context.Context) iter.Seq2[sdk.Extent, error] {

@@ -62,6 +62,7 @@ type Client struct {
 	base    string
 	http    *http.Client
 	serving atomic.Int64 // nanoseconds that the server said it took, in sum
+	reached atomic.Int64 // nanoseconds that the latest connection took to be there
 	tally   tally
 }
 
@@ -111,10 +112,12 @@ func NewClient(o Options) (*Client, error) {
 
 // dial connects, and has the connection counted.
 func (c *Client) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	began := time.Now()
 	conn, err := c.options.Dial(ctx, network, address)
 	if err != nil {
 		return nil, err
 	}
+	c.reached.Store(int64(time.Since(began)))
 	return &socket{Conn: conn, received: &c.tally.received, sent: &c.tally.sent}, nil
 }
 
@@ -145,6 +148,10 @@ func (c *Client) Close() { c.http.CloseIdleConnections() }
 // ServerTime is how long the server worked on this client's requests, as it
 // said itself.
 func (c *Client) ServerTime() time.Duration { return time.Duration(c.serving.Load()) }
+
+// RoundTripTime is about the time of the line, as the latest connection found
+// it: one there and back, and looking up the name before. 0 if there was none yet.
+func (c *Client) RoundTripTime() time.Duration { return time.Duration(c.reached.Load()) }
 
 // Enrol redeems a one-time token for the key of a certificate request (DER). It
 // may be repeated with the same key.

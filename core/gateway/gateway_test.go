@@ -61,6 +61,27 @@ func TestBatchesArriveWholeInSmallPieces(t *testing.T) {
 	}
 }
 
+func TestRoundTripIsKnownOnceConnected(t *testing.T) {
+	e := newEnds(t)
+	const line = 30 * time.Millisecond
+	c := e.client(func(o *Options) {
+		o.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+			select {
+			case <-time.After(line): // as long as the packets of a handshake take
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
+			return new(net.Dialer).DialContext(ctx, network, address)
+		}
+	})
+	if got := c.RoundTripTime(); got != 0 {
+		t.Errorf("round trip before any connection: %s", got)
+	}
+	if got := e.begin(c).RoundTripTime(); got < line {
+		t.Errorf("round trip of a line of %s: %s", line, got)
+	}
+}
+
 func TestReservationsAreFewAndExactAtTheEnd(t *testing.T) {
 	e := newEnds(t)
 	s := e.begin(e.client())

@@ -274,6 +274,9 @@ func (s *RemoteSession) ID() chunk.SessionID { return s.id }
 // Info is what the server said of the session.
 func (s *RemoteSession) Info() SessionInfo { return s.info }
 
+// RoundTripTime is that of the client.
+func (s *RemoteSession) RoundTripTime() time.Duration { return s.repository.client.RoundTripTime() }
+
 // ServerTime is that of the client.
 func (s *RemoteSession) ServerTime() time.Duration { return s.repository.ServerTime() }
 

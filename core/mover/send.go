@@ -66,8 +66,8 @@ func (d Disk) validate() error {
 type Options struct {
 	Workers     int // goroutines that hash, compress, seal; default cores+1
 	Readers     int // requests in flight at the source, default 4
-	Connections int // requests in flight at the repository, default 4
-	BatchBytes  int // of one Put, default 4 MiB
+	Connections int // requests in flight at the repository, default 4; see ConnectionsOver
+	BatchBytes  int // of one Put; default 4 MiB, less where Memory is for many connections
 	// Memory bounds the buffers of one Send, in bytes; default 40 MiB, at least
 	// what one request of each kind needs.
 	Memory int64
@@ -91,9 +91,11 @@ type Options struct {
 const (
 	slabBytes    = 1 << 20 // of one read at the source
 	minBatch     = 2 << 20 // any record fits twice
-	lookAhead    = 512     // chunks whose base ids are looked up at once
-	window       = 256     // slabs between the planner and the map
-	askGroup     = 1024    // ids of one Have
+	maxBatch     = 4 << 20 // unless a larger one is asked for
+	lastBatch    = minBatch / 4
+	lookAhead    = 512  // chunks whose base ids are looked up at once
+	window       = 256  // slabs between the planner and the map
+	askGroup     = 1024 // ids of one Have
 	askers       = 2
 	maxSample    = 1000
 	minSample    = 16
@@ -108,26 +110,46 @@ func (o Options) withDefaults(g point.Geometry) Options {
 		o.Readers = 4
 	}
 	if o.Connections <= 0 {
-		o.Connections = 4
+		o.Connections = fewConnections
 	}
-	if o.BatchBytes <= 0 {
-		o.BatchBytes = 4 << 20
-	}
-	o.BatchBytes = max(minBatch, min(o.BatchBytes, MaxBatch))
 	if o.Memory <= 0 {
 		o.Memory = defaultBytes
 	}
+	if o.BatchBytes <= 0 {
+		// One for each connection and one that is being filled.
+		o.BatchBytes = min(maxBatch, int(batchShare(o.Memory))/(o.Connections+1))
+	}
+	o.BatchBytes = max(minBatch, min(o.BatchBytes, MaxBatch))
 	if o.Seed == (Seed{}) {
 		o.Seed = randomSeed()
 	}
 	return o
 }
 
+// Connections of a copy on a short line, and on the longest.
+const (
+	fewConnections  = 4
+	mostConnections = 8
+	// perConnection is the round trip that is worth one more connection. From 40 ms
+	// on there are all of them: a connection that loses packets carries the less
+	// the longer the line is, and while it waits for an answer it carries nothing.
+	perConnection = 10 * time.Millisecond
+)
+
+// ConnectionsOver is how many requests are best in flight on a line of this
+// round trip. Few are cheaper for both ends, many fill a long line.
+func ConnectionsOver(roundTrip time.Duration) int {
+	return min(mostConnections, fewConnections+int(max(0, roundTrip)/perConnection))
+}
+
+// batchShare is the part of the memory that batches may have.
+func batchShare(memory int64) int64 { return memory * 2 / 3 }
+
 // buffers divides Memory: batches first, one for each connection and two that
 // are being filled, then slabs.
 func (o Options) buffers(slab int) (batches, slabs int) {
 	batches = o.Connections + 2
-	for batches > 3 && int64(batches*o.BatchBytes) > o.Memory*2/3 {
+	for batches > 3 && int64(batches*o.BatchBytes) > batchShare(o.Memory) {
 		batches--
 	}
 	slabs = int((o.Memory - int64(batches*o.BatchBytes)) / int64(slab))

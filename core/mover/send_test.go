@@ -129,6 +129,32 @@ func TestFullSendRestoresToTheSameBytes(t *testing.T) {
 	}
 }
 
+func TestLastBatchesOfALongLineAreSmaller(t *testing.T) {
+	const content, connections = 48 << 20, 8
+	s := newStand(t, content)
+	s.fill(0, content, -1)
+	var mutex sync.Mutex
+	var sizes []int
+	s.store.OnPut = func(_ context.Context, batch []byte) error {
+		mutex.Lock()
+		defer mutex.Unlock()
+		sizes = append(sizes, len(batch))
+		return nil
+	}
+	d, _ := s.send(mover.Disk{}, mover.Options{Connections: connections, Memory: 30 << 20})
+	if !s.restored(d).Equal(s.disk) {
+		t.Error("the restored disk is another")
+	}
+	// The pages of the map are the smallest.
+	most, last := slices.Max(sizes), slices.Max(sizes[len(sizes)-3:])
+	if most < 2<<20*9/10 || most > 30<<20*2/3/(connections+1) {
+		t.Errorf("the largest batch has %d bytes: one for each connection and one more have to fit", most)
+	}
+	if last > most/2 {
+		t.Errorf("the last batches have up to %d bytes, the first %d: %v", last, most, sizes)
+	}
+}
+
 func TestEmptyDiskSendsNothing(t *testing.T) {
 	s := newStand(t, 100*size)
 	sent, stats := s.send(mover.Disk{}, mover.Options{})

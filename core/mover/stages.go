@@ -361,7 +361,7 @@ type batch struct {
 
 // packer gathers records into batches.
 type packer struct {
-	limit int
+	limit func() int // of a batch, bytes
 	free  chan *batch
 	full  chan *batch
 	// open holds the batch that is being filled, or nil. Who has taken it out
@@ -370,9 +370,20 @@ type packer struct {
 }
 
 func (s *sending) newPacker() packer {
-	p := packer{limit: s.opts.BatchBytes, free: s.free, full: s.puts, open: make(chan *batch, 1)}
+	p := packer{limit: s.batchLimit, free: s.free, full: s.puts, open: make(chan *batch, 1)}
 	p.open <- nil
 	return p
+}
+
+// batchLimit is how large a batch may become. On a long line the last ones are
+// smaller, so that the connections end together: one that begins with a whole
+// batch when the others are done would keep the run waiting alone.
+func (s *sending) batchLimit() int {
+	if s.opts.Connections <= fewConnections {
+		return s.opts.BatchBytes
+	}
+	left := s.meter.total.Load() - s.meter.done.Load()
+	return int(max(lastBatch, min(left/int64(s.opts.Connections), int64(s.opts.BatchBytes))))
 }
 
 // add appends a record, handing over the open batch if it has no room.
@@ -382,7 +393,7 @@ func (p *packer) add(ctx context.Context, kind chunk.Kind, id chunk.ID, record [
 		return err
 	}
 	defer func() { p.open <- b }()
-	if b != nil && len(b.data)+len(record) > p.limit {
+	if b != nil && len(b.data)+len(record) > p.limit() {
 		p.full <- b // has room for every batch there is
 		b = nil
 	}
