@@ -2,6 +2,7 @@ package mover
 
 import (
 	"testing"
+	"time"
 
 	"github.com/holdfast-dr/holdfast/core/chunk"
 	"github.com/holdfast-dr/holdfast/core/point"
@@ -11,6 +12,7 @@ import (
 func newGathering() *sending {
 	s := newSending(Disk{Geometry: point.Geometry{SizeBytes: 1 << 30, ChunkSize: chunk.Size, FanOut: point.FanOut}}, Repository{}, Options{})
 	s.prepare()
+	s.heard(slowAnswer / 2)
 	return s
 }
 
@@ -79,8 +81,14 @@ func TestQuestionIsAskedWhenItIsLargeEnough(t *testing.T) {
 
 func TestQuestionIsAskedAtOnceWhereAnswersAreSlow(t *testing.T) {
 	s := newGathering()
-	s.slowAnswers.Store(true)
 	s.seals <- asking(1)
+	s.heard(time.Hour)
+	if !s.patient() {
+		t.Error("one slow answer counts as a long way")
+	}
+	for range 20 {
+		s.heard(time.Hour)
+	}
 	s.asks <- asking(4)
 	if n := <-gathered(t, s); n != 4 {
 		t.Errorf("asked about %d ids, want 4", n)

@@ -230,10 +230,10 @@ type sending struct {
 	free   chan *batch
 	puts   chan *batch
 
-	gathering   chan struct{} // whoever has put something in may gather a question
-	idle        chan struct{} // something is in it when a worker had nothing to do
-	hashing     atomic.Int32  // items that workers are hashing
-	slowAnswers atomic.Bool
+	gathering chan struct{} // whoever has put something in may gather a question
+	idle      chan struct{} // something is in it when a worker had nothing to do
+	hashing   atomic.Int32  // items that workers are hashing
+	answered  atomic.Int64  // how long a quick answer takes, nanoseconds; 0: none came yet
 
 	data packer
 

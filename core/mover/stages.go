@@ -197,9 +197,24 @@ func (s *sending) release(it *item) {
 // a request costs both ends is little beside what so many chunks cost.
 const askEnough = 128
 
-// slowAnswer is how long an answer takes where waiting for a larger question
-// gains nothing: others gather while it is on its way.
+// slowAnswer is how long even quick answers take where waiting for a larger
+// question gains nothing: others gather while it is on its way.
 const slowAnswer = 5 * time.Millisecond
+
+// heard notes how long an answer took. What counts is the quickest of late,
+// which says how far the repository is, and not how busy both ends are.
+func (s *sending) heard(took time.Duration) {
+	if last := time.Duration(s.answered.Load()); last > 0 {
+		took = min(took, last+last/8)
+	}
+	s.answered.Store(int64(took))
+}
+
+// patient reports whether a question may wait to become larger.
+func (s *sending) patient() bool {
+	took := time.Duration(s.answered.Load())
+	return took > 0 && took < slowAnswer && s.working()
+}
 
 // ask finds out which chunks the repository lacks. While one question is on its
 // way more items gather, so questions grow with the round-trip time.
@@ -247,7 +262,7 @@ func (s *sending) gather(ctx context.Context, group []*item, ids []chunk.ID) (_ 
 			continue
 		default:
 		}
-		if len(ids) >= askEnough || s.slowAnswers.Load() || !s.working() {
+		if len(ids) >= askEnough || !s.patient() {
 			return group, ids, true, nil
 		}
 		select {
@@ -275,7 +290,7 @@ func (s *sending) have(ctx context.Context, ids []chunk.ID) (have []bool, err er
 		asked := time.Now()
 		have, err = s.to.Writer.Have(ctx, chunk.KindData, ids)
 		clock(&s.meter.asked, asked)
-		s.slowAnswers.Store(time.Since(asked) > slowAnswer)
+		s.heard(time.Since(asked))
 		return err
 	})
 	if err == nil && len(have) != len(ids) {
