@@ -2,6 +2,7 @@ package image
 
 import (
 	"os"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -13,4 +14,14 @@ func writeBack(f *os.File, off, n int64) {
 
 func punch(f *os.File, off, n int64) error {
 	return unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+}
+
+// openDirect opens a file again, past the page cache; nil where that is not to
+// be had. It goes by the descriptor: the name may be another's by now.
+func openDirect(f *os.File) *os.File {
+	direct, err := os.OpenFile("/proc/self/fd/"+strconv.Itoa(int(f.Fd())), os.O_WRONLY|unix.O_DIRECT, 0)
+	if err != nil {
+		return nil
+	}
+	return direct
 }
