@@ -45,7 +45,7 @@ type CollectReport struct {
 	CondemnedBytes int64
 	CopiedRecords  int
 	CopiedBytes    int64
-	KeptPacks      int // with waste, but holding damaged records that nothing replaces
+	KeptPacks      int // with waste, but holding damaged records that nothing replaces, or no room to copy what is used
 	DeletedPacks   int
 	DeletedBytes   int64
 	WaitingPacks   int // condemned, and deleted later
@@ -256,6 +256,12 @@ func (c *collector) copy(ctx context.Context, v victim, used []Entry) error {
 			return err
 		}
 	}
+	giveBack, err := c.r.takeRoom(sumOf(used))
+	if err != nil { // what nothing uses goes without it; the rest waits for room
+		c.report.KeptPacks++
+		return nil //nolint:nilerr // it is in the log
+	}
+	defer giveBack()
 	if c.out == nil {
 		out, err := c.r.newSpoolPack(c.r.collectorDir(), v.kind)
 		if err != nil {
@@ -265,7 +271,7 @@ func (c *collector) copy(ctx context.Context, v victim, used []Entry) error {
 	}
 	whole := true
 	var lost []chunk.ID
-	err := eachRecord(ctx, c.r.blobs, v.packObject, used, func(e Entry, record chunk.Record, damage error) error {
+	err = eachRecord(ctx, c.r.blobs, v.packObject, used, func(e Entry, record chunk.Record, damage error) error {
 		if damage != nil {
 			lost = append(lost, e.ID)
 			return nil

@@ -20,7 +20,8 @@ import (
 // may be deleted while no server runs: every Open reconciles it with the store,
 // which is the truth. Its keys begin with a family and the cloud repository.
 type Index struct {
-	db *pebble.DB
+	db   *pebble.DB
+	room room
 
 	mu sync.Mutex // makes changes of one id's copies whole
 }

@@ -33,7 +33,13 @@ func (s *Session) Take(ctx context.Context, batch []byte) (taken int64, err erro
 	if err != nil {
 		return 0, fmt.Errorf("put: %w: %w", ErrRefused, err)
 	}
-	if taken, err = s.add(ctx, batch, records); err != nil {
+	giveBack, err := s.r.takeRoom(int64(len(batch)))
+	if err != nil {
+		return 0, fmt.Errorf("put: %w", err)
+	}
+	taken, err = s.add(ctx, batch, records)
+	giveBack()
+	if err != nil {
 		return taken, fmt.Errorf("put: %w", err)
 	}
 	return taken, s.shipSome(ctx)

@@ -41,6 +41,14 @@ const (
 	leftoverAge = 24 * time.Hour
 )
 
+// Objects of more than smallBytes do not take the last bigReserve of the disk.
+// What is left is for small ones: a full repository still takes the tombstones
+// without which nothing can be deleted, and the claim of a server that starts.
+const (
+	smallBytes = 64 << 10
+	bigReserve = 16 << 20
+)
+
 // Options change how a directory is used. The zero value works.
 type Options struct {
 	Clock func() time.Time // decides when a retention has ended; time.Now if nil
@@ -127,6 +135,11 @@ func (s *Store) Put(ctx context.Context, name string, content io.ReaderAt, size 
 	if _, err := s.root.Lstat(name); err == nil { // spares the copy; the link decides
 		return fmt.Errorf("put %s: %w", name, blob.ErrExists)
 	}
+	if size > smallBytes {
+		if free, err := freeBytes(s.path); err == nil && free < size+bigReserve {
+			return fmt.Errorf("put %s: %d bytes, of %d that are free %d are reserved for small objects: %w", name, size, free, int64(bigReserve), blob.ErrFull)
+		}
+	}
 	link, discard, err := s.stage(content, size)
 	if err != nil {
 		return fmt.Errorf("put %s: %w", name, translate(err))
@@ -154,6 +167,15 @@ func (s *Store) stage(content io.ReaderAt, size int64) (link func(name string) e
 		return nil, nil, err
 	}
 	return func(name string) error { return s.root.Link(temporary, name) }, discard, nil
+}
+
+// freeBytes is what may be written to the disk of a directory.
+func freeBytes(directory string) (int64, error) {
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(directory, &st); err != nil {
+		return 0, err
+	}
+	return int64(min(st.Bavail, 1<<40)) * int64(st.Bsize), nil //nolint:unconvert // the types differ between systems
 }
 
 func (s *Store) write(file string, content io.ReaderAt, size int64) (err error) {
