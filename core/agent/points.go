@@ -129,11 +129,41 @@ func (a *Agent) ForgetPoint(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
+	// The next run must not take it for hidden. That is written first, since a run
+	// that finds a point which this agent made and does not remember is at ease.
+	before, err := a.forgetRemembered(ctx, p.ID)
+	if err != nil {
+		return fmt.Errorf("forget point %s: %w", p.ID, err)
+	}
 	if err := s.repository.Forget(ctx, p.ID); err != nil {
+		for _, m := range before {
+			err = errors.Join(err, a.Store.PutMachine(context.WithoutCancel(ctx), m))
+		}
 		return fmt.Errorf("forget point %s: %w", p.ID, err)
 	}
 	a.Log.InfoContext(ctx, "point forgotten", "point", p.ID, "machine", p.Machine, "taken", p.Taken)
 	return nil
+}
+
+// forgetRemembered drops a point from what the site saw committed, and returns
+// the machines that had it, as they were.
+func (a *Agent) forgetRemembered(ctx context.Context, id point.ID) (before []Machine, err error) {
+	all, err := a.Store.Machines(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range all {
+		i := slices.Index(m.Remembered, id)
+		if i < 0 {
+			continue
+		}
+		before = append(before, m)
+		m.Remembered = slices.Delete(slices.Clone(m.Remembered), i, i+1)
+		if err := a.Store.PutMachine(ctx, m); err != nil {
+			return before, err
+		}
+	}
+	return before, nil
 }
 
 // storeRef is a cloud repository and the provider that it is at.
