@@ -33,7 +33,7 @@ type Agent struct {
 	Workers  Workers // nil: this agent does not listen for workers
 	// WorkersAddress is what workers are told to connect to.
 	WorkersAddress string
-	Dial           func(Connection) (Wire, error)
+	Dial           func(c Connection, renewed func(context.Context, Connection) (Connection, error)) (Wire, error)
 	Enrol          func(ctx context.Context, e Enrolment) (Connection, error)
 	Log            *slog.Logger
 	Clock          func() time.Time // nil: time.Now
@@ -43,6 +43,8 @@ type Agent struct {
 	reports     reports
 	manifests   manifestCache
 	inventories inventories
+
+	renewing sync.Mutex // one renewal at a time
 
 	wireMu sync.Mutex // guards the fields below
 	wires  map[string]Wire

@@ -178,7 +178,7 @@ func (b *backingUp) choose(ctx context.Context, p sdk.Platform) ([]chosen, error
 func (b *backingUp) machine(ctx context.Context, e host.Endpoint, p sdk.Platform, m chosen, phase string) error {
 	result, err := job.Once(ctx, b.exec, "machine "+string(m.ID), func(ctx context.Context) (MachineResult, error) {
 		result, err := b.backupMachine(ctx, e, p, m, phase)
-		if err != nil && ctx.Err() != nil {
+		if err != nil && (ctx.Err() != nil || sessionLost(err)) {
 			return result, err
 		}
 		if err != nil {
@@ -188,12 +188,25 @@ func (b *backingUp) machine(ctx context.Context, e host.Endpoint, p sdk.Platform
 		}
 		return result, nil
 	})
+	if sessionLost(err) {
+		b.agent.Log.WarnContext(ctx, "the provider lost the session, so the run begins again", "job", b.job.Name, "machine", m.Name, "error", err)
+		return &job.RetryError{After: lostSessionPause, Err: err}
+	}
 	if err != nil {
 		return err
 	}
 	b.done = append(b.done, result)
 	return nil
 }
+
+// lostSessionPause is waited for before a run whose session was lost is taken up
+// again, as after a crash.
+const lostSessionPause = time.Second
+
+// sessionLost reports whether the provider no longer knows the run's session:
+// another server took over, or the spool is gone. What arrived in packs is found
+// by the next attempt.
+func sessionLost(err error) bool { return errors.Is(err, gateway.ErrSessionClosed) }
 
 // release gives a claim back. One that cannot be given back expires.
 func (a *Agent) release(held *claim.Held) {
@@ -490,6 +503,9 @@ func (b *backingUp) tell(ctx context.Context, p job.Progress, state job.State, f
 
 // tellEnd tells at once how the run ends, where there is a provider to tell.
 func (b *backingUp) tellEnd(ctx context.Context, err error) {
+	if _, again := errors.AsType[*job.RetryError](err); again {
+		return
+	}
 	if b.wire == nil {
 		return
 	}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -199,7 +200,7 @@ func (a *Agent) wire(c Connection) (Wire, error) {
 	if w := a.wires[c.ID]; w != nil {
 		return w, nil
 	}
-	w, err := a.Dial(c)
+	w, err := a.Dial(c, a.expired)
 	if err != nil {
 		return nil, fmt.Errorf("open the connection to provider %q: %w", c.Name, err)
 	}
@@ -370,23 +371,39 @@ func (a *Agent) renew(ctx context.Context, c Connection) error {
 	if life := cert.NotAfter.Sub(cert.NotBefore); a.now().Before(cert.NotAfter.Add(-life * 2 / 3)) {
 		return nil
 	}
-	w, err := a.wire(c)
-	if err != nil {
-		return err
-	}
-	request, err := a.request(c)
-	if err != nil {
-		return err
-	}
-	next, err := w.Renew(ctx, request)
-	if err != nil {
-		return err
-	}
-	c.Certificate, c.Authorities = []byte(next.Certificate), []byte(next.Authorities)
-	if err := a.Store.PutConnection(a.origin(ctx, "renew certificate"), c); err != nil {
+	if _, err = a.expired(ctx, c); err != nil {
 		return err
 	}
 	a.drop(c.ID)
-	a.Log.InfoContext(ctx, "certificate renewed", "provider", c.Name, "until", next.NotAfter)
 	return nil
+}
+
+// expired renews the certificate of a connection, unless that was done since c
+// was read, and returns the connection as it is then. What is on its way goes on
+// with the old certificate for as long as the provider takes it.
+func (a *Agent) expired(ctx context.Context, c Connection) (Connection, error) {
+	a.renewing.Lock()
+	defer a.renewing.Unlock()
+	present, err := a.connection(ctx, c.ID)
+	if err != nil || !bytes.Equal(present.Certificate, c.Certificate) {
+		return present, err
+	}
+	w, err := a.wire(present)
+	if err != nil {
+		return present, err
+	}
+	request, err := a.request(present)
+	if err != nil {
+		return present, err
+	}
+	next, err := w.Renew(ctx, request)
+	if err != nil {
+		return present, err
+	}
+	present.Certificate, present.Authorities = []byte(next.Certificate), []byte(next.Authorities)
+	if err := a.Store.PutConnection(a.origin(ctx, "renew certificate"), present); err != nil {
+		return present, err
+	}
+	a.Log.InfoContext(ctx, "certificate renewed", "provider", present.Name, "until", next.NotAfter)
+	return present, nil
 }

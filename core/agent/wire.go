@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/holdfast-dr/holdfast/core/backup"
@@ -29,13 +30,39 @@ type Gateway struct {
 	Log     *slog.Logger
 }
 
-// Dial opens the wire to a provider that has enrolled the site.
-func (g Gateway) Dial(c Connection) (Wire, error) {
-	cert, err := tls.X509KeyPair(c.Certificate, c.Key)
-	if err != nil {
-		return nil, errors.New("the site's certificate and private key do not fit together") // err could quote the key
+// Dial opens the wire to a provider that has enrolled the site. renewed is asked
+// for the connection with another certificate when the provider says that this
+// one has expired.
+func (g Gateway) Dial(c Connection, renewed func(context.Context, Connection) (Connection, error)) (Wire, error) {
+	var mutex sync.Mutex // guards what follows
+	present, inUse := c, (*tls.Certificate)(nil)
+	use := func(next Connection) error {
+		cert, err := tls.X509KeyPair(next.Certificate, next.Key)
+		if err != nil {
+			return errors.New("the site's certificate and private key do not fit together") // err could quote the key
+		}
+		mutex.Lock()
+		defer mutex.Unlock()
+		present, inUse = next, &cert
+		return nil
 	}
-	client, err := g.client(c, gateway.DefaultPatience, func() (*tls.Certificate, error) { return &cert, nil })
+	if err := use(c); err != nil {
+		return nil, err
+	}
+	client, err := g.client(c, gateway.Options{Patience: gateway.DefaultPatience, Certificate: func() (*tls.Certificate, error) {
+		mutex.Lock()
+		defer mutex.Unlock()
+		return inUse, nil
+	}, Expired: func(ctx context.Context) error {
+		mutex.Lock()
+		old := present
+		mutex.Unlock()
+		next, err := renewed(ctx, old)
+		if err != nil {
+			return err
+		}
+		return use(next)
+	}})
 	if err != nil {
 		return nil, err
 	}
@@ -44,7 +71,7 @@ func (g Gateway) Dial(c Connection) (Wire, error) {
 
 // Enrol gets a connection's first certificate.
 func (g Gateway) Enrol(ctx context.Context, e Enrolment) (Connection, error) {
-	client, err := g.client(e.Connection, enrolPatience, nil)
+	client, err := g.client(e.Connection, gateway.Options{Patience: enrolPatience})
 	if err != nil {
 		return Connection{}, err
 	}
@@ -59,12 +86,13 @@ func (g Gateway) Enrol(ctx context.Context, e Enrolment) (Connection, error) {
 	return c, nil
 }
 
-func (g Gateway) client(c Connection, patience time.Duration, certificate func() (*tls.Certificate, error)) (*gateway.Client, error) {
-	trust, err := trustOf(c)
-	if err != nil {
+func (g Gateway) client(c Connection, o gateway.Options) (*gateway.Client, error) {
+	var err error
+	if o.Trust, err = trustOf(c); err != nil {
 		return nil, err
 	}
-	return gateway.NewClient(gateway.Options{Address: c.Address, Trust: trust, Certificate: certificate, Patience: patience, Version: g.Version, Log: g.Log})
+	o.Address, o.Version, o.Log = c.Address, g.Version, g.Log
+	return gateway.NewClient(o)
 }
 
 // trustOf is the pin that a person gave, and the CAs that the provider

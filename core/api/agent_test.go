@@ -60,7 +60,9 @@ func newSite(t *testing.T) *site {
 	hosts := db.Hosts(key)
 	a := &agent.Agent{Name: "test", Version: "1", Instance: "one", Log: slog.New(slog.DiscardHandler),
 		Store: db.Site(key), Runs: db.Runs(), Claims: db.Claims(), Host: hosts, Plugins: &plugins{hosts, hypervisor},
-		Dial: func(agent.Connection) (agent.Wire, error) { return &wire{}, nil },
+		Dial: func(agent.Connection, func(context.Context, agent.Connection) (agent.Connection, error)) (agent.Wire, error) {
+			return &wire{}, nil
+		},
 		Enrol: func(_ context.Context, e agent.Enrolment) (agent.Connection, error) {
 			if e.Token != "good" {
 				return agent.Connection{}, gateway.NewProblem(http.StatusUnauthorized, gateway.CodeEnrolment, "enrolment token not accepted")

@@ -35,8 +35,11 @@ const (
 	controlAttempt = 2 * time.Minute
 	dataAttempt    = 10 * time.Minute // a batch of 16 MiB at 27 KiB/s
 	commitAttempt  = commitTimeout + time.Minute
-	silence        = time.Minute // of a stream before the connection counts as lost
-	maxAnswer      = 16 << 20    // of a JSON answer
+	// maxRenewals bounds how often one request is repeated with a new certificate:
+	// it may meet connections that others opened with the old one.
+	maxRenewals = DefaultConnections + 1
+	silence     = time.Minute // of a stream, a question or a batch before the connection counts as lost
+	maxAnswer   = 16 << 20    // of a JSON answer
 )
 
 // Options say which provider a Client speaks to, and as whom.
@@ -46,8 +49,12 @@ type Options struct {
 	// Certificate is asked at every new connection, so a renewed one comes into
 	// use by itself. Nil before the agent is enrolled.
 	Certificate func() (*tls.Certificate, error)
+	// Expired is called when the provider says that the certificate has expired,
+	// whatever the clock here says. If it succeeds, Certificate has another one,
+	// and the request is repeated with it. May be nil.
+	Expired     func(context.Context) error
 	Connections int           // 0: DefaultConnections
-	Patience    time.Duration // how long a request is repeated; 0: DefaultPatience
+	Patience    time.Duration // how long a request is repeated after it first failed; 0: DefaultPatience
 	Version     string        // of the program
 	Log         *slog.Logger  // nil: slog.Default
 	// Dial replaces the network, for tests.
@@ -161,10 +168,12 @@ func (c *Client) Enrol(ctx context.Context, token string, request []byte) (Crede
 	return out, wrap(err, "enrol")
 }
 
+const renewPath = "/v1/agent/certificate"
+
 // Renew gets the next certificate for the same key.
 func (c *Client) Renew(ctx context.Context, request []byte) (Credentials, error) {
 	var out Credentials
-	err := c.call(ctx, "POST", "/v1/agent/certificate", RenewRequest{Request: request}, &out)
+	err := c.call(ctx, "POST", renewPath, RenewRequest{Request: request}, &out)
 	return out, wrap(err, "renew certificate")
 }
 
@@ -202,6 +211,10 @@ type exchange struct {
 	body         []byte
 	kind         string // media type of the body
 	attempt      time.Duration
+	// quiet, if set, ends an attempt during which no byte moves on its connection
+	// for so long: a peer that is gone, without a word, is noticed sooner than
+	// after the whole attempt. For what the server answers without much thought.
+	quiet time.Duration
 	// answer reads a good answer. An error that is not final repeats the
 	// exchange.
 	answer func(*http.Response) error
@@ -261,11 +274,16 @@ func (p *Problem) Temporary() bool { return p.RetryAfter > 0 }
 // ends. Waiting for the tenant's own tasks has no end but the context's.
 func (c *Client) do(ctx context.Context, x exchange) error {
 	id := uuid.Must(uuid.NewV7()).String() // the same for every attempt, so that logs show them together
-	wait, since := firstWait, time.Now()
-	for {
+	wait := firstWait
+	var failed time.Time // first; the attempt that failed then may have taken long
+	for renewals := 0; ; {
 		err := c.once(ctx, x, id)
 		if err == nil {
 			return nil
+		}
+		if x.path != renewPath && renewals < maxRenewals && c.renewed(ctx, err) {
+			renewals++
+			continue
 		}
 		if final, ok := errors.AsType[finalError](err); ok {
 			return final.error
@@ -274,7 +292,10 @@ func (c *Client) do(ctx context.Context, x exchange) error {
 			return fmt.Errorf("%w (%w)", context.Cause(ctx), err)
 		}
 		pause, again := c.pause(err, wait)
-		if _, tasks := errors.AsType[*TasksError](err); !tasks && time.Since(since) > c.options.Patience {
+		if failed.IsZero() {
+			failed = time.Now()
+		}
+		if _, tasks := errors.AsType[*TasksError](err); !tasks && time.Since(failed)+pause > c.options.Patience {
 			again = false
 		}
 		if !again {
@@ -290,6 +311,22 @@ func (c *Client) do(ctx context.Context, x exchange) error {
 		}
 		wait = min(2*wait, lastWait)
 	}
+}
+
+// renewed reports whether an exchange failed because the certificate had
+// expired, and another one has come into use. Connections carry the old one, so
+// they are closed.
+func (c *Client) renewed(ctx context.Context, err error) bool {
+	p, ok := errors.AsType[*Problem](err)
+	if !ok || p.Code != CodeExpired || c.options.Expired == nil {
+		return false
+	}
+	if err := c.options.Expired(ctx); err != nil {
+		c.options.Log.Warn("renew the expired certificate", "error", err)
+		return false
+	}
+	c.http.CloseIdleConnections()
+	return true
 }
 
 // pause is how long to wait before the next attempt, with jitter, so that a
@@ -345,6 +382,11 @@ func isTyped(err error) bool {
 func (c *Client) once(ctx context.Context, x exchange, id string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, x.attempt, errSilent)
 	defer cancel()
+	if x.quiet > 0 {
+		var stop func()
+		ctx, stop = watched(ctx, x.quiet)
+		defer stop()
+	}
 	var body io.Reader
 	if x.body != nil {
 		body = bytes.NewReader(x.body)

@@ -286,7 +286,7 @@ func (s *RemoteSession) Have(ctx context.Context, kind chunk.Kind, ids []chunk.I
 	for len(ids) > 0 {
 		n := min(len(ids), MaxIDs)
 		err := s.repository.client.do(ctx, exchange{method: "POST", path: s.path + "/have?kind=" + kindName(kind), body: appendIDs(nil, ids[:n]),
-			kind: "application/octet-stream", attempt: controlAttempt, answer: func(h *http.Response) error {
+			kind: "application/octet-stream", attempt: controlAttempt, quiet: silence, answer: func(h *http.Response) error {
 				b, err := readAnswer(h, MaxIDs/8+1)
 				if err != nil {
 					return err
@@ -315,7 +315,7 @@ func (s *RemoteSession) Put(ctx context.Context, batch []byte) error {
 		return fmt.Errorf("send records: a batch of %d bytes, at most %d", len(batch), MaxBatch)
 	}
 	err := s.repository.client.do(ctx, exchange{method: "POST", path: s.path + "/records", body: batch,
-		kind: "application/octet-stream", attempt: dataAttempt, answer: func(*http.Response) error { return nil }})
+		kind: "application/octet-stream", attempt: dataAttempt, quiet: silence, answer: func(*http.Response) error { return nil }})
 	if err == nil {
 		s.repository.client.tally.put.Add(int64(len(batch)))
 	}

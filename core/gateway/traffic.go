@@ -34,6 +34,7 @@ func (t *tally) traffic() Traffic {
 type socket struct {
 	net.Conn
 	received, sent *atomic.Int64
+	moved          atomic.Int64 // bytes, either way, on this connection
 
 	mu       sync.Mutex // guards what follows, and keeps writes in order
 	gathers  bool
@@ -44,6 +45,7 @@ type socket struct {
 func (s *socket) Read(b []byte) (int, error) {
 	n, err := s.Conn.Read(b)
 	s.received.Add(int64(n))
+	s.moved.Add(int64(n))
 	return n, err
 }
 
@@ -66,6 +68,7 @@ func (s *socket) Write(b []byte) (int, error) {
 func (s *socket) write(b []byte) (int, error) {
 	n, err := s.Conn.Write(b)
 	s.sent.Add(int64(n))
+	s.moved.Add(int64(n))
 	return n, err
 }
 

@@ -2,10 +2,14 @@ package gateway
 
 import (
 	"bytes"
+	"context"
 	"errors"
+	"log/slog"
 	"net"
+	"net/http"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // wire is a connection that keeps what is written, until it breaks.
@@ -74,5 +78,36 @@ func TestNothingFollowsWhatWasLost(t *testing.T) {
 		if _, err := s.Write([]byte("more")); !errors.Is(err, errBroken) || w.written.Len() > 0 {
 			t.Errorf("%s: Write = %v after a lost one, and %d bytes went out", moment, err, w.written.Len())
 		}
+	}
+}
+
+// noticing is a log that calls itself at each line.
+type noticing func()
+
+func (noticing) Enabled(context.Context, slog.Level) bool    { return true }
+func (n noticing) Handle(context.Context, slog.Record) error { n(); return nil }
+func (n noticing) WithAttrs([]slog.Attr) slog.Handler        { return n }
+func (n noticing) WithGroup(string) slog.Handler             { return n }
+
+// A server that holds a batch without a word is given up long before the attempt
+// is over, and asked again over another connection.
+func TestQuietConnectionsAreGivenUp(t *testing.T) {
+	e := newEnds(t)
+	held, repeated := make(chan struct{}), 0
+	e.store.held = held
+	c := e.client(func(o *Options) {
+		o.Log = slog.New(noticing(func() {
+			if repeated++; repeated == 1 {
+				close(held) // it answers from now on
+			}
+		}))
+	})
+	s := e.begin(c)
+	batch, _ := pages(s.ID(), 4, 64)
+	answers := 0
+	err := c.do(t.Context(), exchange{method: "POST", path: s.path + "/records", body: batch, kind: "application/octet-stream", attempt: time.Hour,
+		quiet: 500 * time.Millisecond, answer: func(*http.Response) error { answers++; return nil }})
+	if err != nil || answers != 1 || repeated == 0 {
+		t.Errorf("put: %v, answered %d times, repeated %d times", err, answers, repeated)
 	}
 }

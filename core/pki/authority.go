@@ -307,11 +307,16 @@ func (a *Authority) verifyPeer(state tls.ConnectionState, kind string, now time.
 	leaf = state.PeerCertificates[0]
 	roots := x509.NewCertPool()
 	roots.AddCert(a.certificate)
-	// The chain is judged at a moment inside the certificate's own life; its
-	// expiry is judged below, for it has a grace.
+	// The chain is judged at a moment inside the certificate's own life. Its
+	// expiry is judged below, for it has a grace; and one from the future, which
+	// this authority issued, only says that a clock was or is wrong, which must not
+	// keep every tenant from his backups.
 	at := now
-	if at.After(leaf.NotAfter) {
+	switch {
+	case at.After(leaf.NotAfter):
 		at = leaf.NotAfter
+	case at.Before(leaf.NotBefore):
+		at = leaf.NotBefore
 	}
 	if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: at,
 		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {

@@ -233,8 +233,9 @@ func TestLifeOfAnAgentCertificate(t *testing.T) {
 			t.Errorf("after %s: %+v, %v", c.after, id, err)
 		}
 	}
-	if _, err := ca.VerifyAgent(state, issued.Add(-24*time.Hour)); !errors.Is(err, ErrForeign) {
-		t.Errorf("before its time: %v", err)
+	// A clock that was set back says nothing against the agent.
+	if id, err := ca.VerifyAgent(state, issued.Add(-24*time.Hour)); err != nil || id.RenewOnly {
+		t.Errorf("before its time: %+v, %v", id, err)
 	}
 	if _, err := authority(t).VerifyAgent(state, issued); !errors.Is(err, ErrForeign) {
 		t.Errorf("of another provider: %v", err)
