@@ -21,4 +21,15 @@
 //	FAULTS=1000 go test ./testenv/faults -run Rounds                            more of them
 //	FAULTS=1 FAULTS_SEED=4711 go test ./testenv/faults -run Rounds -v           one, again
 //	SOAK=2h make soak                                                           as long as you like
+//
+// # Other blows
+//
+// Real guests: each process, QEMU among them, at the moments of a backup and of
+// a restore that matter, with a guest that stands still, so that every byte of
+// its points is known. Disks: full at the repository, the server, the state
+// database, the agent, and where a restore goes. Time: clocks that jump by days
+// (package clock), a certificate and a lease that end during a run, a server
+// that is stopped until another one has taken over, and wakes up. Network: a
+// server that restarts or moves, connections that are reset or say nothing any
+// more; what a long or bad line does is for package wan.
 package faults

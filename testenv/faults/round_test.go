@@ -3,6 +3,7 @@ package faults
 import (
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net/http"
 	"path/filepath"
@@ -292,7 +293,11 @@ func (w *world) change(m *machine, r *rand.Rand, large bool) {
 	w.t.Helper()
 	if large {
 		half := m.Disks[0].SizeBytes / 2
-		w.write(m, 0, int64(r.IntN(2))*half, half, r)
+		noise := make([]byte, half) // nothing of it compresses
+		_, err := io.ReadFull(rand.NewChaCha8([32]byte{byte(r.Uint32()), byte(r.Uint32()), byte(r.Uint32())}), noise)
+		w.must(err)
+		w.must(w.hv.WriteDisk(m.ID, m.Disks[0].ID, int64(r.IntN(2))*half, noise))
+		w.rehash(m)
 		return
 	}
 	for disk, d := range m.Disks {
@@ -561,7 +566,9 @@ func (w *world) put() int64 {
 }
 
 // inFlight is one batch for each connection of a copy: what may be sent again.
-const inFlight = 4 * (4 << 20)
+// Four connections carry batches of 4 MiB; more of them carry smaller ones, which
+// share two thirds of 40 MiB.
+const inFlight = (40 << 20) * 2 / 3
 
 // checkSent compares what was sent with what is stored now and was not before.
 // The agent's death is counted by the server, and the other way round.
@@ -595,7 +602,7 @@ func smallMachines() []sim.MachineSpec {
 	return []sim.MachineSpec{
 		{Name: "db", DiskBytes: []int64{8 * mib, 5*mib + 512}},
 		{Name: "web", DiskBytes: []int64{12 * mib}},
-		{Name: "archive", DiskBytes: []int64{96 * mib}},
+		{Name: "archive", DiskBytes: []int64{128 * mib}},
 	}
 }
 
@@ -618,6 +625,7 @@ func (w *world) prune() {
 
 // TestRounds kills the processes again and again.
 func TestRounds(t *testing.T) {
+	t.Parallel() // beside those that mostly wait
 	rounds, seed := number(t, "FAULTS", 200), firstSeed(t)
 	w := newWorld(t, stack.Options{ServerFlags: []string{"--readers", "2s", "--collect", "0"}}, smallMachines()...)
 	w.measure()

@@ -39,8 +39,10 @@ func StartProcess(name, log string, env []string, program string, args ...string
 	started := make(chan error, 1)
 	go func() {
 		// The death signal is that of the thread that forked, so the thread has
-		// to stay for as long as the child lives.
+		// to stay for as long as the child lives. It is given back after that: a
+		// thread that ends would kill what others started on it.
 		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
 		if err := cmd.Start(); err != nil {
 			started <- fmt.Errorf("start %s: %w", name, err)
 			return

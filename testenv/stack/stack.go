@@ -62,6 +62,7 @@ type Options struct {
 	// {"ip", "netns", "exec", NAME}.
 	ServerPrefix, AgentPrefix []string
 	Listen                    string // of the server; "" is a free port on loopback
+	Via                       string // what the agent connects to, if not the server itself
 	ServerFlags               []string
 	Env                       []string
 }
@@ -95,6 +96,9 @@ func New(o Options) (*Stack, error) {
 	}
 	return s, nil
 }
+
+// Move has the server listen elsewhere from its next start on.
+func (s *Stack) Move(listen string) { s.address = listen }
 
 func freePort() (int, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -291,7 +295,11 @@ func decode(out string, err error, into any, args []string) error {
 // Connect enrols the agent as a customer would, with token and fingerprint, and
 // writes the recovery kit, so that backups may run.
 func (s *Stack) Connect(ctx context.Context, kit string) error {
-	if _, err := s.RunWith(ctx, strings.NewReader(s.Enrolment+"\n"), "agent", "connect", s.Address,
+	address := s.Address
+	if s.Via != "" {
+		address = s.Via
+	}
+	if _, err := s.RunWith(ctx, strings.NewReader(s.Enrolment+"\n"), "agent", "connect", address,
 		"--fingerprint", s.Fingerprint, "--token-file", "-"); err != nil {
 		return err
 	}
