@@ -133,11 +133,18 @@ func TestThroughARealRepository(t *testing.T) {
 		}
 	}
 
-	rot(t, store)
 	p, err := restore.Open(ctx, repo, s.keys, s.points[0])
 	if err != nil {
 		t.Fatal(err)
 	}
+	var first chunk.ID
+	if err := p.Tree(0, mover.Retry{}).Walk(ctx, 0, 1, func(_ int64, id chunk.ID) error {
+		first = id
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	rot(t, store, first)
 	verify := func() (damaged int64) {
 		t.Helper()
 		stats, err := p.Verify(ctx, mover.Options{}, func(int, mover.Damage) error { return nil })
@@ -157,33 +164,31 @@ func TestThroughARealRepository(t *testing.T) {
 	}
 }
 
-// rot flips a byte in the middle of the first record of the largest object.
-func rot(t *testing.T, store string) {
+// rot flips a byte in the middle of a chunk's record, wherever it was stored.
+func rot(t *testing.T, store string, id chunk.ID) {
 	t.Helper()
-	var largest string
-	var most int64
-	if err := filepath.WalkDir(store, func(path string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir(store, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
 		}
-		info, err := d.Info()
-		if err == nil && info.Size() > most {
-			largest, most = path, info.Size()
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return err
 		}
-		return err
-	}); err != nil {
-		t.Fatal(err)
-	}
-	b, err := os.ReadFile(largest)
+		at := bytes.Index(b, id[:]) // the record's own header precedes the pack's footer
+		if at < 0 || !bytes.HasPrefix(b[max(0, at+len(id)-chunk.HeaderSize):], []byte("HFrc")) {
+			return nil // a page that names it
+		}
+		b[at+len(id)+1000] ^= 1
+		if err := os.Chmod(path, 0o600); err != nil {
+			return err
+		}
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			return err
+		}
+		return fs.SkipAll
+	})
 	if err != nil {
-		t.Fatal(err)
-	}
-	at := bytes.Index(b, []byte("HFrc"))
-	b[at+chunk.HeaderSize+1000] ^= 1
-	if err := os.Chmod(largest, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(largest, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
 }
