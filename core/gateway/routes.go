@@ -532,6 +532,7 @@ func (s *Server) read(q *request) error {
 	if err != nil && !begun {
 		return err
 	}
+	_ = out.extend() // for what is gathered and the trailer; a connection that is gone shows when they are written
 	q.header()
 	if err != nil {
 		p := ProblemOf(err)

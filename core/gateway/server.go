@@ -528,8 +528,17 @@ type pacedWriter struct {
 }
 
 func (p *pacedWriter) Write(b []byte) (int, error) {
-	if err := p.control.SetWriteDeadline(time.Now().Add(pieceTimeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+	if err := p.extend(); err != nil {
 		return 0, err
 	}
 	return p.w.Write(b)
+}
+
+// extend puts the deadline off.
+func (p *pacedWriter) extend() error {
+	err := p.control.SetWriteDeadline(time.Now().Add(pieceTimeout))
+	if errors.Is(err, http.ErrNotSupported) {
+		return nil
+	}
+	return err
 }
