@@ -38,11 +38,9 @@ func (a account) cpuTotal() time.Duration { return a.cpu[client] + a.cpu[plugin]
 // daemon is a process that was there before the operation and stays, with
 // everything that it starts.
 type daemon struct {
-	pid  int
-	role role
-	// roles are those of its descendants that have one of their own, by a part of
-	// the program's name.
-	roles map[string]role
+	pid      int
+	role     role
+	children role // of everything that it starts
 }
 
 // measure runs a command and accounts for its processes and the daemons'.
@@ -60,7 +58,7 @@ func measure(ctx context.Context, cmd *exec.Cmd, daemons []daemon) (account, err
 	if err := cmd.Start(); err != nil {
 		return account{}, err
 	}
-	w.daemons = append(w.daemons[:len(w.daemons):len(w.daemons)], daemon{pid: cmd.Process.Pid, role: client})
+	w.daemons = append(w.daemons[:len(w.daemons):len(w.daemons)], daemon{pid: cmd.Process.Pid, role: client, children: client})
 	watching, stop := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	wg.Go(func() { w.run(watching) })
@@ -111,7 +109,6 @@ func (w *watch) run(ctx context.Context) {
 // process is a line of the kernel's table.
 type process struct {
 	pid, parent int
-	name        string
 	cpu         time.Duration // its own and that of children that it waited for
 }
 
@@ -141,16 +138,11 @@ func (d daemon) family(all map[int]process) map[int]role {
 	for grown := true; grown; {
 		grown = false
 		for pid, p := range all {
-			parents, related := found[p.parent]
+			_, related := found[p.parent]
 			if _, known := found[pid]; known || !related {
 				continue
 			}
-			found[pid] = parents
-			for part, r := range d.roles {
-				if strings.Contains(p.name, part) {
-					found[pid] = r
-				}
-			}
+			found[pid] = d.children
 			grown = true
 		}
 	}
@@ -178,8 +170,8 @@ func readProcess(path string) (p process, ok bool) {
 	if err != nil {
 		return p, false // it has ended
 	}
-	begin, end := strings.IndexByte(string(text), '('), strings.LastIndexByte(string(text), ')')
-	if begin < 0 || end < begin {
+	end := strings.LastIndexByte(string(text), ')') // of the program's name
+	if end < 0 {
 		return p, false
 	}
 	fields := strings.Fields(string(text[end+1:])) // from the third on: the state
@@ -192,7 +184,6 @@ func readProcess(path string) (p process, ok bool) {
 		return n
 	}
 	ok = true
-	p.name = string(text[begin+1 : end])
 	p.parent = int(number(1))
 	p.cpu = time.Duration(number(11)+number(12)+number(13)+number(14)) * time.Second / clockTicks
 	p.pid, err = strconv.Atoi(filepath.Base(filepath.Dir(path)))

@@ -24,8 +24,10 @@ type holdfast struct {
 	stack   *stack.Stack
 	hv      *sim.Hypervisor
 	machine sdk.Machine
+	source  string        // files that a backup reads, or their directory
 	out     *bytes.Buffer // of the command that runs
 	point   string        // the latest
+	disk    string        // what the hypervisor calls it
 }
 
 const machineName = "vm"
@@ -36,6 +38,11 @@ func newHoldfast(title string) func(*round) (peer, error) {
 	return func(r *round) (peer, error) {
 		return &holdfast{title: title, dir: filepath.Join(r.dir, title), bin: filepath.Join(r.bin, title), pair: r.pair}, nil
 	}
+}
+
+// buildPlugin builds another plugin, beside the programs that are there.
+func buildPlugin(ctx context.Context, bin, plugin string) error {
+	return stack.Build(ctx, bin, nil, plugin)
 }
 
 // buildHoldfast builds the programs of one build.
@@ -52,8 +59,8 @@ func (p *holdfast) restored() string   { return filepath.Join(p.dir, "restored.r
 
 func (p *holdfast) daemons() []daemon {
 	return []daemon{
-		{pid: p.stack.Server.PID(), role: server},
-		{pid: p.stack.Agent.PID(), role: client, roles: map[string]role{"holdfast-plugin": plugin}},
+		{pid: p.stack.Server.PID(), role: server, children: server},
+		{pid: p.stack.Agent.PID(), role: client, children: plugin},
 	}
 }
 
@@ -74,21 +81,36 @@ func (p *holdfast) start(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := p.write(1, []extent{{0, p.pair.sizeBytes}}); err != nil {
+	image, err := os.Stat(p.pair.day(1)) // the disk may be larger
+	if err != nil {
 		return err
 	}
+	if err := p.write(1, []extent{{0, image.Size()}}); err != nil {
+		return err
+	}
+	p.source, p.disk = p.hypervisor(), p.machine.Disks[0].Name
+	return p.connect(ctx, "sim", []string{"--set", "dir=" + p.hypervisor()})
+}
+
+// connect starts server and agent, and makes the job. The flags say more of it.
+func (p *holdfast) connect(ctx context.Context, plugin string, settings []string, flags ...string) (err error) {
 	if p.stack, err = stack.New(stack.Options{Dir: filepath.Join(p.dir, "s"), Bin: p.bin}); err != nil {
 		return err
 	}
 	if err := startStack(ctx, p.stack, filepath.Join(p.dir, "kit.txt")); err != nil {
 		return err
 	}
+	return makeJob(ctx, p.stack, plugin, settings, flags...)
+}
+
+// makeJob makes the job that backs the machine up.
+func makeJob(ctx context.Context, s *stack.Stack, plugin string, settings []string, flags ...string) error {
 	for _, command := range [][]string{
-		{"plugin", "enable", "sim"},
-		{"endpoint", "add", "lab", "--plugin", "sim", "--set", "dir=" + p.hypervisor()},
-		{"job", "create", "bench", "--endpoint", "lab", "--repository", "backups", "--machine", machineName, "--quiesce", "none"},
+		{"plugin", "enable", plugin},
+		append([]string{"endpoint", "add", "lab", "--plugin", plugin}, settings...),
+		append([]string{"job", "create", "bench", "--endpoint", "lab", "--repository", "backups", "--machine", machineName, "--quiesce", "none"}, flags...),
 	} {
-		if _, err := p.stack.Run(ctx, command...); err != nil {
+		if _, err := s.Run(ctx, command...); err != nil {
 			return err
 		}
 	}
@@ -133,19 +155,27 @@ func (p *holdfast) write(day int, extents []extent) error {
 
 func (p *holdfast) ready(ctx context.Context, op operation) (*exec.Cmd, []string, error) {
 	var err error
-	args, input := []string{"job", "run", "bench", "--wait"}, p.hypervisor()
+	input := p.source
 	switch op {
 	case opUnchanged:
 		err = p.hv.LoseMarks(p.machine.ID)
 	case opIncremental:
 		err = p.write(2, p.pair.extents)
 	case opRestore:
-		args, input = []string{"restore", "disk", p.point, "--to", p.restored(), "--wait"}, p.repository()
+		input = p.repository()
+	}
+	return p.command(ctx, op), []string{input}, err
+}
+
+func (p *holdfast) command(ctx context.Context, op operation) *exec.Cmd {
+	args := []string{"job", "run", "bench", "--wait"}
+	if op == opRestore {
+		args = []string{"restore", "disk", p.point, "--disk", p.disk, "--to", p.restored(), "--wait"}
 	}
 	p.out = new(bytes.Buffer)
 	cmd := p.stack.Command(ctx, append(args, "-o", "json")...)
 	cmd.Stdout = p.out
-	return cmd, []string{input}, err
+	return cmd
 }
 
 // check makes sure that the operation was the one that its name says.

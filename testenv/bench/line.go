@@ -191,16 +191,7 @@ func (s *holdfastLine) start(ctx context.Context, size int64) error {
 	if err := startStack(ctx, s.stack, filepath.Join(s.dir, "kit.txt")); err != nil {
 		return err
 	}
-	for _, command := range [][]string{
-		{"plugin", "enable", "sim"},
-		{"endpoint", "add", "lab", "--plugin", "sim", "--set", "dir=" + hypervisor},
-		{"job", "create", "bench", "--endpoint", "lab", "--repository", "backups", "--machine", machineName, "--quiesce", "none"},
-	} {
-		if _, err := s.stack.Run(ctx, command...); err != nil {
-			return err
-		}
-	}
-	return nil
+	return makeJob(ctx, s.stack, "sim", []string{"--set", "dir=" + hypervisor})
 }
 
 // backup runs the job and fills in what it took.

@@ -10,6 +10,11 @@ import (
 var allParts = []part{
 	{"pair", (*bench).comparePair},
 	{"line", (*bench).overLines},
+	{"guest", (*bench).guestPart},
+	{"big", (*bench).big},
+	{"sparse", (*bench).sparse},
+	{"fifty", (*bench).fifty},
+	{"aged", (*bench).aged},
 }
 
 // comparePair is the comparison that most targets speak of.

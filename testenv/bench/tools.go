@@ -56,7 +56,7 @@ func (t *tools) daemons() []daemon {
 	if t.server == nil {
 		return nil
 	}
-	return []daemon{{pid: t.server.PID(), role: server}}
+	return []daemon{{pid: t.server.PID(), role: server, children: server}}
 }
 
 func (t *tools) stop() error {
