@@ -27,6 +27,7 @@ type holdfast struct {
 	source  string        // files that a backup reads, or their directory
 	out     *bytes.Buffer // of the command that runs
 	point   string        // the latest
+	kind    string        // of it
 	disk    string        // what the hypervisor calls it
 }
 
@@ -196,10 +197,20 @@ func (p *holdfast) check(_ context.Context, op operation) error {
 	if len(run.Machines) != 1 || run.Machines[0].Point == "" {
 		return fmt.Errorf("the run made no point: %.300s", p.out.String())
 	}
-	p.point = run.Machines[0].Point
+	p.point, p.kind = run.Machines[0].Point, run.Machines[0].Kind
 	want := map[operation]string{opFull: "full", opUnchanged: "compare", opIncremental: "incremental"}[op]
-	if got := run.Machines[0].Kind; got != want {
-		return fmt.Errorf("the point is of kind %s, not %s; warnings: %q", got, want, run.Machines[0].Warnings)
+	if p.kind != want {
+		return &kindError{want: want, got: p.kind, warnings: run.Machines[0].Warnings}
 	}
 	return nil
+}
+
+// kindError says that a backup was another than it should have been.
+type kindError struct {
+	want, got string
+	warnings  []string
+}
+
+func (e *kindError) Error() string {
+	return fmt.Sprintf("the point is of kind %s, not %s; warnings: %q", e.got, e.want, e.warnings)
 }

@@ -93,6 +93,9 @@ func (b *bench) aged(ctx context.Context) (err error) {
 			return err
 		}
 		x, err := b.operation(ctx, p, opIncremental)
+		if other, ok := errors.AsType[*kindError](err); ok && other.got == "compare" {
+			continue // every 30th run reads everything
+		}
 		if err != nil {
 			return err
 		}
