@@ -253,7 +253,7 @@ func tenantRunsCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "runs", Short: "List the runs that a tenant's sites report",
 		Long: `List the runs that a tenant's sites report, newest first, as each site last told of it. What failed at the site is a
-failure here, with the side on which the cause lies.`,
+failure here, with the side on which the cause lies. A restore or a verification is named after its point.`,
 		Example: "  holdfast tenant runs --tenant Acme\n  holdfast tenant runs --tenant Acme --limit 1000 -o json", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.provider()

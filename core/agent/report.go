@@ -18,8 +18,9 @@ const (
 	// at once; a restarted agent does not know which of them had arrived.
 	reportBack = 7 * 24 * time.Hour
 	maxReports = 500
-	// maxReportText keeps a report within what a provider takes.
+	// maxReportText and maxReportName keep a report within what a provider takes.
 	maxReportText = 2000
+	maxReportName = 200
 )
 
 // reports remembers which ends of runs their providers have heard.
@@ -57,32 +58,45 @@ func (r *reports) keepOnly(runs []job.Run) {
 	r.heard = kept
 }
 
-// keepReports tells providers how backups ended. A run tells it itself when it
-// ends; what did not arrive then, because nobody answered, because the agent
-// died, or because the run ended before it began, is told here. So a provider
-// does not take a failed backup for one that goes on, or for none.
+// keepReports tells providers how runs go and how they ended. A backup tells it
+// itself; what of its end did not arrive then, because nobody answered, because
+// the agent died, or because the run ended before it began, is told here. So a
+// provider does not take a failed backup for one that goes on, or for none. Of
+// restores and verifications everything is told here.
 func (a *Agent) keepReports(ctx context.Context) error {
 	for {
-		if err := a.reportEnds(ctx); err != nil && ctx.Err() == nil {
-			a.Log.WarnContext(ctx, "report how runs ended", "error", err)
+		settled := a.settled.heard() // before the runs are read, so that no end falls between
+		open, err := a.reportRuns(ctx)
+		if err != nil && ctx.Err() == nil {
+			a.Log.WarnContext(ctx, "report how runs go", "error", err)
 		}
-		if !pause(ctx, reportRetry, nil) {
+		wait := reportRetry
+		if open {
+			wait = reportEvery
+		}
+		if !pause(ctx, wait, settled) {
 			return nil
 		}
 	}
 }
 
-func (a *Agent) reportEnds(ctx context.Context) error {
-	runs, err := a.Runs.List(ctx, job.Query{All: true, Kind: RunBackup, Limit: maxReports})
+// reportRuns tells what is due, and whether there is a run of which more is to
+// be told soon.
+func (a *Agent) reportRuns(ctx context.Context) (open bool, err error) {
+	runs, err := a.Runs.List(ctx, job.Query{All: true, Limit: maxReports})
 	if err != nil {
-		return err
+		return false, err
 	}
 	a.reports.keepOnly(runs)
 	silent := map[string]bool{} // connections on which nobody answers just now
 	for _, run := range runs {
-		if !run.State.Final() || run.Ended.Before(a.now().Add(-reportBack)) || a.reports.has(run.ID) {
+		if !run.State.Final() && run.Kind == RunBackup {
+			continue // it speaks for itself
+		}
+		if run.State.Final() && (run.Ended.Before(a.now().Add(-reportBack)) || a.reports.has(run.ID)) {
 			continue
 		}
+		open = open || !run.State.Final()
 		conn, name, ok := a.reportTo(ctx, run)
 		if !ok { // the job or the provider is gone
 			a.reports.note(run.ID)
@@ -91,21 +105,28 @@ func (a *Agent) reportEnds(ctx context.Context) error {
 		if silent[conn.ID] {
 			continue
 		}
-		if err := a.report(ctx, conn, run.ID, endOf(run, name, a.now())); err != nil {
-			a.Log.DebugContext(ctx, "report how a run ended", "run", run.ID, "error", err)
+		if err := a.report(ctx, conn, run.ID, eventOf(run, name, a.now())); err != nil {
+			a.Log.DebugContext(ctx, "report how a run goes", "run", run.ID, "error", err)
 			silent[conn.ID] = true
 			continue
 		}
-		a.reports.note(run.ID)
+		if run.State.Final() {
+			a.reports.note(run.ID)
+		}
 	}
-	return nil
+	return open, nil
 }
 
-// reportTo finds the provider of a run.
+// reportTo finds the provider of a run, and what the provider calls it: names of
+// machines stay at the site, so a restore is known by its point.
 func (a *Agent) reportTo(ctx context.Context, run job.Run) (conn Connection, name string, ok bool) {
 	var spec runSpec
 	if err := json.Unmarshal(run.Spec, &spec); err != nil {
 		return Connection{}, "", false
+	}
+	if spec.Connection != "" {
+		conn, err := a.connection(ctx, spec.Connection)
+		return conn, spec.point(), err == nil && conn.AgentID != ""
 	}
 	j, err := a.job(ctx, spec.Job)
 	if err != nil {
@@ -125,7 +146,7 @@ func (a *Agent) report(ctx context.Context, conn Connection, run string, e gatew
 }
 
 func sendReport(ctx context.Context, wire Wire, run string, e gateway.RunEvent) error {
-	e.Failure = shortened(e.Failure, maxReportText)
+	e.Job, e.Failure = shortened(e.Job, maxReportName), shortened(e.Failure, maxReportText)
 	ctx, cancel := context.WithTimeout(ctx, siteTimeout)
 	defer cancel()
 	return wire.ReportRun(ctx, run, e)
@@ -139,17 +160,28 @@ func shortened(s string, limit int) string {
 	return strings.ToValidUTF8(s[:limit-len("…")], "") + "…"
 }
 
-// endOf is the report of a run that has ended.
-func endOf(run job.Run, name string, now time.Time) gateway.RunEvent {
+// eventOf is the report of a run as it is written down.
+func eventOf(run job.Run, name string, now time.Time) gateway.RunEvent {
 	status := runStatus(run)
-	ended := run.Ended
 	e := gateway.RunEvent{Sequence: now.UnixMicro(), Kind: string(run.Kind), Job: name, State: string(run.State), Started: run.Started,
-		Ended: &ended, DoneBytes: status.Progress.DoneBytes, TotalBytes: status.Progress.TotalBytes, Machines: len(status.Machines)}
+		DoneBytes: status.Progress.DoneBytes, TotalBytes: status.Progress.TotalBytes, Bottleneck: status.Progress.Bottleneck, Machines: len(status.Machines)}
+	if run.State.Final() {
+		ended := run.Ended
+		e.Ended = &ended
+	} else {
+		e.Rate = status.Progress.Rate
+	}
 	if e.Started.IsZero() { // it never began
 		e.Started = run.Created
 	}
 	for _, m := range status.Machines {
 		e.SentBytes += m.StoredBytes
+	}
+	if r := status.Restored; r != nil {
+		e.SentBytes = r.FetchedBytes
+	}
+	if v := status.Verified; v != nil {
+		e.SentBytes = v.FetchedBytes
 	}
 	if run.Failure != nil {
 		e.Failure, e.Side = run.Failure.Message, run.Failure.Side

@@ -21,7 +21,7 @@ func TestShortenedTextsStayText(t *testing.T) {
 
 func TestReportOfARunThatNeverBegan(t *testing.T) {
 	created := time.Date(2027, 3, 1, 2, 0, 0, 0, time.UTC)
-	e := endOf(job.Run{ID: "r", Kind: RunBackup, State: job.Failed, Created: created, Ended: created.Add(time.Minute),
+	e := eventOf(job.Run{ID: "r", Kind: RunBackup, State: job.Failed, Created: created, Ended: created.Add(time.Minute),
 		Failure: &job.Failure{Message: strings.Repeat("x", 5000), Side: "tenant"}}, "nightly", created.Add(time.Hour))
 	if !e.Started.Equal(created) || !e.Ended.Equal(created.Add(time.Minute)) || e.Job != "nightly" || e.State != "failed" || e.Side != "tenant" {
 		t.Errorf("reported as %+v", e)

@@ -26,7 +26,7 @@ import (
 // RestoreMachine starts the restore of a whole machine, after checking what can
 // be checked before it takes long.
 func (a *Agent) RestoreMachine(ctx context.Context, req MachineRestore) (RunStatus, error) {
-	p, _, err := a.findPoint(ctx, req.Point)
+	p, store, err := a.findPoint(ctx, req.Point)
 	if err != nil {
 		return RunStatus{}, err
 	}
@@ -46,12 +46,12 @@ func (a *Agent) RestoreMachine(ctx context.Context, req MachineRestore) (RunStat
 		req.Name = fmt.Sprintf("%s-restored-%s", p.Machine, a.now().UTC().Format("20060102-150405"))
 	}
 	req.Point = string(p.ID)
-	return a.start(ctx, RunRestoreMachine, "point:"+req.Point, false, runSpec{Name: p.Machine, Machine: &req})
+	return a.start(ctx, RunRestoreMachine, "point:"+req.Point, false, runSpec{Name: p.Machine, Connection: store.connection.ID, Machine: &req})
 }
 
 // RestoreDisk starts the restore of one disk to a file on this machine.
 func (a *Agent) RestoreDisk(ctx context.Context, req DiskRestore) (RunStatus, error) {
-	p, _, err := a.findPoint(ctx, req.Point)
+	p, store, err := a.findPoint(ctx, req.Point)
 	if err != nil {
 		return RunStatus{}, err
 	}
@@ -77,7 +77,7 @@ func (a *Agent) RestoreDisk(ctx context.Context, req DiskRestore) (RunStatus, er
 		req.Format = string(image.Raw)
 	}
 	req.Point, req.Disk = string(p.ID), disk.ID
-	return a.start(ctx, RunRestoreDisk, "point:"+req.Point, false, runSpec{Name: p.Machine + " " + disk.Name, Disk: &req})
+	return a.start(ctx, RunRestoreDisk, "point:"+req.Point, false, runSpec{Name: p.Machine + " " + disk.Name, Connection: store.connection.ID, Disk: &req})
 }
 
 func chooseDisk(p PointStatus, name string) (PointDisk, error) {
@@ -98,12 +98,12 @@ func chooseDisk(p PointStatus, name string) (PointDisk, error) {
 // VerifyPoint starts reading a point back: every chunk is fetched, opened and
 // hashed.
 func (a *Agent) VerifyPoint(ctx context.Context, req VerifyRequest) (RunStatus, error) {
-	p, _, err := a.findPoint(ctx, req.Point)
+	p, store, err := a.findPoint(ctx, req.Point)
 	if err != nil {
 		return RunStatus{}, err
 	}
 	req.Point = string(p.ID)
-	return a.start(ctx, RunVerify, "point:"+req.Point, false, runSpec{Name: p.Machine, Verify: &req})
+	return a.start(ctx, RunVerify, "point:"+req.Point, false, runSpec{Name: p.Machine, Connection: store.connection.ID, Verify: &req})
 }
 
 // opened is a point that a run works with.

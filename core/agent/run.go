@@ -80,12 +80,28 @@ type LeftOut struct {
 
 // runSpec is what a run is about, as it is stored with it.
 type runSpec struct {
-	Name    string          `json:"name"`
-	Trigger string          `json:"trigger,omitempty"`
-	Job     string          `json:"job,omitempty"`
-	Machine *MachineRestore `json:"machine,omitempty"`
-	Disk    *DiskRestore    `json:"disk,omitempty"`
-	Verify  *VerifyRequest  `json:"verify,omitempty"`
+	Name    string `json:"name"`
+	Trigger string `json:"trigger,omitempty"`
+	Job     string `json:"job,omitempty"`
+	// Connection is the id of the provider whose point a restore or verification
+	// reads; that of a backup is its job's.
+	Connection string          `json:"connection,omitempty"`
+	Machine    *MachineRestore `json:"machine,omitempty"`
+	Disk       *DiskRestore    `json:"disk,omitempty"`
+	Verify     *VerifyRequest  `json:"verify,omitempty"`
+}
+
+// point is the point that a restore or verification reads.
+func (s runSpec) point() string {
+	switch {
+	case s.Machine != nil:
+		return s.Machine.Point
+	case s.Disk != nil:
+		return s.Disk.Point
+	case s.Verify != nil:
+		return s.Verify.Point
+	}
+	return ""
 }
 
 // runResult is what it came to.
@@ -110,14 +126,24 @@ func (a *Agent) start(ctx context.Context, kind job.Kind, subject string, exclus
 	return runStatus(r), nil
 }
 
-// RunJob starts a job now.
+// The triggers of a run.
+const (
+	ByHand     = "hand"
+	BySchedule = "schedule"
+)
+
+// RunJob starts a job now. Who asks is told at once what stands in the way. On
+// schedule nobody is there to be told, so the run begins all the same, and fails
+// where people look: in the list of runs, with the job, and at the provider.
 func (a *Agent) RunJob(ctx context.Context, name, trigger string) (RunStatus, error) {
 	j, err := a.job(ctx, name)
 	if err != nil {
 		return RunStatus{}, err
 	}
-	if _, _, err := a.currentKeys(ctx); err != nil {
-		return RunStatus{}, err
+	if trigger != BySchedule {
+		if _, _, err := a.currentKeys(ctx); err != nil {
+			return RunStatus{}, err
+		}
 	}
 	return a.start(ctx, RunBackup, "job:"+j.ID, true, runSpec{Name: j.Name, Trigger: trigger, Job: j.ID})
 }

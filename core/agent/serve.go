@@ -93,7 +93,7 @@ func (a *Agent) startDue(ctx context.Context, j Job) {
 		a.Log.ErrorContext(ctx, "schedule job", "job", j.Name, "error", err)
 		return
 	}
-	switch run, err := a.RunJob(ctx, j.ID, "schedule"); {
+	switch run, err := a.RunJob(ctx, j.ID, BySchedule); {
 	case errors.Is(err, job.ErrActive):
 		a.Log.WarnContext(ctx, "job is due but its last run goes on", "job", j.Name)
 	case err != nil:

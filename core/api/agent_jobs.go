@@ -57,6 +57,6 @@ func registerJobs(h huma.API, a *Agent) {
 	addLocal(h, huma.Operation{OperationID: "site-run-job", Method: http.MethodPost, Path: "/v1/site/jobs/{job}/runs",
 		DefaultStatus: http.StatusAccepted, Summary: "Start a job now", Description: "Answers the run, to be watched."},
 		func(ctx context.Context, in *SiteJobPath) (*siteRunOutput, error) {
-			return siteBody(a.Site.RunJob(ctx, in.Job, "hand"))
+			return siteBody(a.Site.RunJob(ctx, in.Job, agent.ByHand))
 		})
 }

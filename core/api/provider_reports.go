@@ -16,12 +16,12 @@ type SiteRun struct {
 	Run        string     `json:"run"`
 	Agent      string     `json:"agent" doc:"Id of the agent"`
 	Kind       string     `json:"kind" example:"backup"`
-	Job        string     `json:"job" doc:"What the site calls the job"`
+	Job        string     `json:"job" doc:"What the site calls the job; of a restore or a verification the id of its point"`
 	State      string     `json:"state" enum:"waiting,running,succeeded,warned,failed,cancelled"`
 	Machines   int        `json:"machines" doc:"That have ended"`
 	DoneBytes  int64      `json:"done_bytes"`
 	TotalBytes int64      `json:"total_bytes"`
-	SentBytes  int64      `json:"sent_bytes"`
+	SentBytes  int64      `json:"sent_bytes" doc:"Sealed bytes that a backup sent, or that a restore or a verification fetched"`
 	Bottleneck string     `json:"bottleneck,omitempty"`
 	Failure    string     `json:"failure,omitempty"`
 	Side       string     `json:"side,omitempty" doc:"Where the cause lies: tenant or provider"`

@@ -177,7 +177,7 @@ type PointPage struct {
 type RunEvent struct {
 	Sequence   int64      `json:"sequence"` // grows; an older event never overwrites a newer one
 	Kind       string     `json:"kind"`     // backup, restore …
-	Job        string     `json:"job"`      // its name at the site
+	Job        string     `json:"job"`      // its name at the site, or the point that is restored
 	State      string     `json:"state"`    // a job.State
 	Started    time.Time  `json:"started"`
 	Ended      *time.Time `json:"ended,omitempty"`
