@@ -10,6 +10,8 @@ import (
 
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/jedib0t/go-pretty/v6/text"
+
+	"github.com/holdfast-dr/holdfast/core/tenant"
 )
 
 // column is one column of a table over items of type T.
@@ -120,21 +122,7 @@ func cell(s string) string {
 }
 
 // bytesText is a size for people, in powers of two.
-func bytesText(n int64) string {
-	if n < 0 {
-		return "-" + bytesText(-n)
-	}
-	if n < 1024 {
-		return strconv.FormatInt(n, 10) + " B"
-	}
-	f, units := float64(n), "KMGTPE"
-	i := -1
-	for f >= 1023.95 && i < len(units)-1 {
-		f /= 1024
-		i++
-	}
-	return fmt.Sprintf("%.1f %ciB", f, units[i])
-}
+func bytesText(n int64) string { return tenant.SizeText(n) }
 
 // parseSize reads "10 GiB", "500GB", "2T" or plain bytes. As in the trade, GB
 // means 2^30.

@@ -91,7 +91,7 @@ func problemOf(err error) *gateway.Problem {
 		return p
 	}
 	if e, ok := errors.AsType[*quota.NotEmptyError](err); ok {
-		return conflict(e.Hint())
+		return conflict(e.Hint()).WithFacts(e)
 	}
 	if e, ok := errors.AsType[*quota.TakenError](err); ok {
 		return gateway.NewProblem(http.StatusConflict, gateway.CodeExists, err.Error()).WithHint(e.Hint())
@@ -103,7 +103,7 @@ func problemOf(err error) *gateway.Problem {
 		return conflict(e.Hint())
 	}
 	if e, ok := errors.AsType[*tenant.HasBackupsError](err); ok {
-		return conflict(e.Hint())
+		return conflict(e.Hint()).WithFacts(e)
 	}
 	switch {
 	case errors.Is(err, blob.ErrLocationNotFound):

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -350,6 +351,23 @@ func TestChangesAreAudited(t *testing.T) {
 	e := entries[0]
 	if !strings.HasPrefix(e.Actor, "user:") || e.Reason != "ticket 4711" || e.Request == "" || e.Address == "" {
 		t.Errorf("entry = %+v, want who, why, from where", e)
+	}
+}
+
+// Texts round sizes for people; programs find the exact ones beside them.
+func TestRefusalsHaveExactSizes(t *testing.T) {
+	w := newWorld(t)
+	if _, err := w.db.Quotas().Reserve(w.ctx, w.first.ID, w.cloud.ID, "session", 1<<20+1); err != nil {
+		t.Fatal(err)
+	}
+	status, body := w.call("DELETE", "/v1/tenants/"+string(w.first.ID)+"/cloud-repositories/"+string(w.cloud.ID), w.tokens[access.ProviderAdmin], nil)
+	var p gateway.Problem
+	var facts quota.NotEmptyError
+	if err := errors.Join(json.Unmarshal(body, &p), json.Unmarshal(p.Facts, &facts)); err != nil || status != http.StatusConflict || facts.Pending != 1<<20+1 {
+		t.Errorf("%d %s: %v", status, body, err)
+	}
+	if !strings.Contains(p.Detail, "has 1.0 MiB pending") {
+		t.Errorf("detail %q", p.Detail)
 	}
 }
 

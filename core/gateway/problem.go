@@ -291,7 +291,7 @@ func ProblemOf(err error) *Problem {
 			p.Hint = "a token is good for one agent and a limited time; ask the provider for a new one: holdfast token create --site NAME"
 		}
 		if facts != nil {
-			p.Facts, _ = json.Marshal(facts) // plain structs of numbers and texts
+			p = p.WithFacts(facts)
 		}
 		return p
 	}
@@ -308,6 +308,13 @@ func NewProblem(status int, code Code, detail string) *Problem {
 // WithHint is p with a hint.
 func (p *Problem) WithHint(hint string) *Problem {
 	p.Hint = hint
+	return p
+}
+
+// WithFacts is p with the exact figures of the refusal, a plain struct of numbers
+// and texts: the detail rounds them for people.
+func (p *Problem) WithFacts(facts any) *Problem {
+	p.Facts, _ = json.Marshal(facts)
 	return p
 }
 

@@ -74,7 +74,7 @@ func (r CloudRepository) Check() error {
 	case r.LocationID == "":
 		return invalid("repository", "must be given")
 	case r.LimitBytes < 1 || r.LimitBytes > MaxLimit:
-		return invalid("quota", "must be between 1 byte and %d bytes", int64(MaxLimit))
+		return invalid("quota", "must be between 1 byte and %s", tenant.SizeText(MaxLimit))
 	case r.ChunkSize < 4<<10 || r.ChunkSize > chunk.MaxSize || r.ChunkSize&(r.ChunkSize-1) != 0: // what point.Geometry takes
 		return invalid("chunk size", "must be a power of two between 4 KiB and 1 MiB")
 	}
@@ -96,10 +96,12 @@ type FullError struct {
 	WantedBytes  int64
 }
 
-// Error gives the exact figures.
+// Error gives the figures for people; programs read the exact ones in its fields,
+// which cross the wire.
 func (e *FullError) Error() string {
-	return fmt.Sprintf("cloud repository %q is full: %d bytes wanted, %d of %d free (%d used, %d pending)",
-		e.Repository, e.WantedBytes, max(0, e.LimitBytes-e.UsedBytes-e.PendingBytes), e.LimitBytes, e.UsedBytes, e.PendingBytes)
+	size := tenant.SizeText
+	return fmt.Sprintf("cloud repository %q is full: %s wanted, %s of %s free (%s used, %s pending)",
+		e.Repository, size(e.WantedBytes), size(max(0, e.LimitBytes-e.UsedBytes-e.PendingBytes)), size(e.LimitBytes), size(e.UsedBytes), size(e.PendingBytes))
 }
 
 // Hint says what helps.
@@ -184,7 +186,7 @@ type NotEmptyError struct {
 
 // Error says how much is there.
 func (e *NotEmptyError) Error() string {
-	return fmt.Sprintf("cloud repository %q still stores %d bytes and has %d pending", e.Repository, e.UsedBytes, e.Pending)
+	return fmt.Sprintf("cloud repository %q still stores %s and has %s pending", e.Repository, tenant.SizeText(e.UsedBytes), tenant.SizeText(e.Pending))
 }
 
 // Hint says what helps.

@@ -31,8 +31,8 @@ func TestRules(t *testing.T) {
 }
 
 func TestFiguresOfARefusalAreExact(t *testing.T) {
-	e := &FullError{Repository: "Gold", LimitBytes: 100, UsedBytes: 70, PendingBytes: 20, WantedBytes: 11}
-	if got := e.Error(); got != `cloud repository "Gold" is full: 11 bytes wanted, 10 of 100 free (70 used, 20 pending)` {
+	e := &FullError{Repository: "Gold", LimitBytes: 10 * GiB, UsedBytes: 9*GiB + GiB/2, PendingBytes: GiB/2 - 100, WantedBytes: 256 << 10}
+	if got := e.Error(); got != `cloud repository "Gold" is full: 256.0 KiB wanted, 100 B of 10.0 GiB free (9.5 GiB used, 512.0 MiB pending)` {
 		t.Error(got)
 	}
 	if free := (CloudRepository{LimitBytes: 10, UsedBytes: 30}).FreeBytes(); free != 0 {

@@ -89,7 +89,7 @@ type HasBackupsError struct {
 
 // Error says how much is stored.
 func (e *HasBackupsError) Error() string {
-	return fmt.Sprintf("tenant %q still stores %d bytes in %d cloud repositories", e.Name, e.UsedBytes, e.Repositories)
+	return fmt.Sprintf("tenant %q still stores %s in %d cloud repositories", e.Name, SizeText(e.UsedBytes), e.Repositories)
 }
 
 // Hint says what the caller has to decide.
