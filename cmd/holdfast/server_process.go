@@ -364,6 +364,7 @@ func (s *server) run(ctx context.Context, hangup <-chan os.Signal, listeners ...
 				if err := s.certificate.Reload(ctx); err != nil {
 					s.log.Error("keep the present server certificate", "error", err)
 				}
+				s.log.Info("looked for a new server certificate, as SIGHUP asks", "fingerprint", s.pin())
 			}
 		}
 	})
