@@ -62,7 +62,7 @@
 //	sdk/conformance   what every plugin must do
 //	sdk/example       plugins in other languages
 //	plugins/…         one directory, one program, one kind of back-end; they see the sdk and nothing of core
-//	testenv           real hypervisors, guests and databases for tests and the demo
+//	testenv           real hypervisors, guests, databases and long lines for tests and the demo; stories with the real programs
 //
 // Rooms appear on disk when their first line of code needs them; floors_test.go knows the ones to come.
 //
