@@ -150,7 +150,7 @@ const maxTyped = 4096
 func connectionFields(c agent.ConnectionStatus) []field {
 	fields := []field{
 		{"provider", c.Name}, {"address", c.Address}, {"verified by", verifiedBy(c.Fingerprint)}, {"tenant", c.Tenant},
-		{"certificate until", timeText(c.CertificateEnd)}, {"lease until", timeText(timePointer(c.LeaseEnd))},
+		{"certificate until", timeText(c.CertificateEnd)}, {"lease until", leaseText(c.LeaseEnd)},
 		{"state", connectionState(c)}, {"hint", c.Hint},
 	}
 	for _, r := range c.Repositories {

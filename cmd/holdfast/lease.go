@@ -19,7 +19,10 @@ func leaseSetCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "set TENANT [DATE]",
 		Short: "Set the last day of a tenant's contract, or that it has no end",
+		Long: `Set the last day of a tenant's contract, in this machine's time zone, or the moment at which it ends, or that it has no
+end. A day in the past ends the contract at once, with a warning: backup and restore are refused, and all data is kept.`,
 		Example: `  holdfast lease set Acme 2028-12-31
+  holdfast lease set Acme 2028-06-30T18:00:00Z
   holdfast lease set Acme --never`,
 		Args: cobra.RangeArgs(1, 2), ValidArgsFunction: a.completeTenants,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -44,6 +47,9 @@ func leaseSetCommand(a *app) *cobra.Command {
 			}
 			if t, err = read[client.Tenant](c.SetLease(cmd.Context(), t.Id, client.SetLeaseJSONRequestBody{End: end})); err != nil {
 				return err
+			}
+			if end != nil && !end.After(time.Now()) {
+				a.note("warning: the lease of %s has ended (%s): backup and restore are refused from now on; everything that is stored is kept, and a later end revives it", t.Name, leaseText(end))
 			}
 			return showTenant(a, t)
 		},
@@ -72,7 +78,7 @@ func leaseListCommand(a *app) *cobra.Command {
 			}
 			return list(a, ending,
 				column[client.Tenant]{title: "tenant", value: func(t client.Tenant) string { return t.Name }},
-				column[client.Tenant]{title: "lease end", value: func(t client.Tenant) string { return timeText(*t.LeaseEnd) }},
+				column[client.Tenant]{title: "lease end", value: func(t client.Tenant) string { return leaseText(t.LeaseEnd) }},
 				column[client.Tenant]{title: "state", value: tenantState})
 		},
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/jedib0t/go-pretty/v6/text"
 
+	"github.com/holdfast-dr/holdfast/core/lease"
 	"github.com/holdfast-dr/holdfast/core/tenant"
 )
 
@@ -153,6 +154,18 @@ func timeText(t time.Time) string {
 		return ""
 	}
 	return t.Local().Format("2006-01-02 15:04:05")
+}
+
+// leaseText is until when a contract lasts, as it was asked for: its last day, or
+// the moment at which it ends.
+func leaseText(end *time.Time) string {
+	if end == nil || end.IsZero() {
+		return ""
+	}
+	if day, whole := lease.LastDay(*end, time.Local); whole {
+		return day.Format(time.DateOnly)
+	}
+	return timeText(*end)
 }
 
 // timePointer is the moment that t points to, the zero time for nil.

@@ -19,7 +19,7 @@ func tenantCommand(a *app) *cobra.Command {
 func showTenant(a *app, t client.Tenant) error {
 	lease := "no end"
 	if t.LeaseEnd != nil {
-		lease = timeText(*t.LeaseEnd)
+		lease = "until " + leaseText(t.LeaseEnd)
 	}
 	return show(a, t, field{"name", t.Name}, field{"id", t.Id}, field{"description", deref(t.Description)}, field{"enabled", yesNo(t.Enabled)},
 		field{"lease", lease}, field{"tasks", strconv.FormatInt(t.MaxTasks, 10)}, field{"created", timeText(t.Created)})
@@ -80,7 +80,7 @@ func tenantListCommand(a *app) *cobra.Command {
 			return list(a, all,
 				column[client.Tenant]{title: "name", value: func(t client.Tenant) string { return t.Name }},
 				column[client.Tenant]{title: "state", value: tenantState},
-				column[client.Tenant]{title: "lease end", value: func(t client.Tenant) string { return timeText(timePointer(t.LeaseEnd)) }},
+				column[client.Tenant]{title: "lease end", value: func(t client.Tenant) string { return leaseText(t.LeaseEnd) }},
 				column[client.Tenant]{title: "tasks", value: func(t client.Tenant) string { return strconv.FormatInt(t.MaxTasks, 10) }, right: true},
 				column[client.Tenant]{title: "description", value: func(t client.Tenant) string { return deref(t.Description) }},
 				column[client.Tenant]{title: "id", value: func(t client.Tenant) string { return t.Id }})

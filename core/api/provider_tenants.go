@@ -54,7 +54,7 @@ type createTenantInput struct {
 	Body struct {
 		Name        string     `json:"name" minLength:"1" maxLength:"128" example:"Acme"`
 		Description string     `json:"description,omitempty" maxLength:"1024"`
-		LeaseEnd    *time.Time `json:"lease_end,omitempty" doc:"End of the contract; leave it out for none"`
+		LeaseEnd    *time.Time `json:"lease_end,omitempty" doc:"End of the contract, in the future; leave it out for none"`
 		MaxTasks    int        `json:"max_tasks,omitempty" minimum:"0" maximum:"1024" doc:"Disks that move at the same time; 0 for the default of 2"`
 	}
 }
@@ -92,7 +92,7 @@ func registerTenants(h huma.API, p *Provider) {
 	add(h, huma.Operation{OperationID: "update-tenant", Method: http.MethodPatch, Path: "/v1/tenants/{tenant}", Tags: tags,
 		Summary: "Change a tenant"}, p.updateTenant)
 	add(h, huma.Operation{OperationID: "set-lease", Method: http.MethodPut, Path: "/v1/tenants/{tenant}/lease", Tags: tags,
-		Summary: "Set the end of a tenant's contract", Description: "An ended lease refuses backup and restore and keeps all data; a later end revives everything."}, p.setLease)
+		Summary: "Set the end of a tenant's contract", Description: "An ended lease refuses backup and restore and keeps all data; a later end revives everything. An end in the past ends the contract at once."}, p.setLease)
 	add(h, huma.Operation{OperationID: "enable-tenant", Method: http.MethodPost, Path: "/v1/tenants/{tenant}/enable", Tags: tags,
 		Summary: "Enable a tenant"}, p.enableTenant)
 	add(h, huma.Operation{OperationID: "disable-tenant", Method: http.MethodPost, Path: "/v1/tenants/{tenant}/disable", Tags: tags,
@@ -130,6 +130,9 @@ func (p *Provider) createTenant(ctx context.Context, in *createTenantInput) (*te
 		LeaseEnd: timeOf(in.Body.LeaseEnd), MaxTasks: in.Body.MaxTasks}
 	if t.MaxTasks == 0 {
 		t.MaxTasks = tenant.DefaultTasks
+	}
+	if !t.LeaseEnd.IsZero() && !t.LeaseEnd.After(time.Now()) {
+		return nil, &tenant.InvalidError{Field: "lease end", Reason: "has passed: a tenant begins with a contract that runs, and can be ended afterwards"}
 	}
 	t, err := p.Tenants.Create(ctx, t)
 	if err != nil {

@@ -354,6 +354,22 @@ func TestChangesAreAudited(t *testing.T) {
 	}
 }
 
+// A mistyped year shuts nobody out in silence: a new tenant's contract has to
+// run, and ending one is a decision of its own.
+func TestContractsThatHavePassed(t *testing.T) {
+	w := newWorld(t)
+	admin := w.tokens[access.ProviderAdmin]
+	past := time.Now().Add(-time.Hour).UTC().Format(time.RFC3339)
+	status, body := w.call("POST", "/v1/tenants", admin, map[string]string{"name": "Late", "lease_end": past})
+	if status != http.StatusUnprocessableEntity || !bytes.Contains(body, []byte("has passed")) {
+		t.Errorf("a new tenant whose contract has passed: %d %s", status, body)
+	}
+	status, body = w.call("PUT", "/v1/tenants/"+string(w.first.ID)+"/lease", admin, map[string]string{"end": past})
+	if status != http.StatusOK || !bytes.Contains(body, []byte(past)) {
+		t.Errorf("a contract that is ended: %d %s", status, body)
+	}
+}
+
 // Texts round sizes for people; programs find the exact ones beside them.
 func TestRefusalsHaveExactSizes(t *testing.T) {
 	w := newWorld(t)

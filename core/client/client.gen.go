@@ -717,7 +717,7 @@ type CreateEnrolmentInputBody struct {
 type CreateTenantInputBody struct {
 	Description *string `json:"description,omitempty"`
 
-	// LeaseEnd End of the contract; leave it out for none
+	// LeaseEnd End of the contract, in the future; leave it out for none
 	LeaseEnd *time.Time `json:"lease_end,omitempty"`
 
 	// MaxTasks Disks that move at the same time; 0 for the default of 2
@@ -1626,7 +1626,7 @@ type SiteRun struct {
 	Ended      *time.Time `json:"ended,omitempty"`
 	Failure    *string    `json:"failure,omitempty"`
 
-	// Job What the site calls the job
+	// Job What the site calls the job; of a restore or a verification the id of its point
 	Job string `json:"job"`
 
 	// Kind Examples: backup
@@ -1636,9 +1636,11 @@ type SiteRun struct {
 	Machines int64 `json:"machines"`
 
 	// Received When the agent last told of it
-	Received  time.Time `json:"received"`
-	Run       string    `json:"run"`
-	SentBytes int64     `json:"sent_bytes"`
+	Received time.Time `json:"received"`
+	Run      string    `json:"run"`
+
+	// SentBytes Sealed bytes that a backup sent, or that a restore or a verification fetched
+	SentBytes int64 `json:"sent_bytes"`
 
 	// Side Where the cause lies: tenant or provider
 	Side       *string      `json:"side,omitempty"`
@@ -3355,7 +3357,7 @@ type ClientInterface interface {
 
 	// SetLeaseWithBody Set the end of a tenant's contract
 	//
-	// An ended lease refuses backup and restore and keeps all data; a later end revives everything.
+	// An ended lease refuses backup and restore and keeps all data; a later end revives everything. An end in the past ends the contract at once.
 	//
 	// Needs the manage level at the provider.
 	//
@@ -3366,7 +3368,7 @@ type ClientInterface interface {
 
 	// SetLease Set the end of a tenant's contract
 	//
-	// An ended lease refuses backup and restore and keeps all data; a later end revives everything.
+	// An ended lease refuses backup and restore and keeps all data; a later end revives everything. An end in the past ends the contract at once.
 	//
 	// Needs the manage level at the provider.
 	//
@@ -5535,7 +5537,7 @@ func (c *Client) DeleteEnrolment(ctx context.Context, tenant string, enrolment s
 
 // SetLeaseWithBody Set the end of a tenant's contract
 //
-// An ended lease refuses backup and restore and keeps all data; a later end revives everything.
+// An ended lease refuses backup and restore and keeps all data; a later end revives everything. An end in the past ends the contract at once.
 //
 // Needs the manage level at the provider.
 //
@@ -5556,7 +5558,7 @@ func (c *Client) SetLeaseWithBody(ctx context.Context, tenant string, contentTyp
 
 // SetLease Set the end of a tenant's contract
 //
-// An ended lease refuses backup and restore and keeps all data; a later end revives everything.
+// An ended lease refuses backup and restore and keeps all data; a later end revives everything. An end in the past ends the contract at once.
 //
 // Needs the manage level at the provider.
 //
@@ -11494,7 +11496,7 @@ type ClientWithResponsesInterface interface {
 
 	// SetLeaseWithBodyWithResponse Set the end of a tenant's contract
 	//
-	// An ended lease refuses backup and restore and keeps all data; a later end revives everything.
+	// An ended lease refuses backup and restore and keeps all data; a later end revives everything. An end in the past ends the contract at once.
 	//
 	// Needs the manage level at the provider.
 	//
@@ -11505,7 +11507,7 @@ type ClientWithResponsesInterface interface {
 
 	// SetLeaseWithResponse Set the end of a tenant's contract
 	//
-	// An ended lease refuses backup and restore and keeps all data; a later end revives everything.
+	// An ended lease refuses backup and restore and keeps all data; a later end revives everything. An end in the past ends the contract at once.
 	//
 	// Needs the manage level at the provider.
 	//
@@ -17886,7 +17888,7 @@ func (c *ClientWithResponses) DeleteEnrolmentWithResponse(ctx context.Context, t
 
 // SetLeaseWithBodyWithResponse Set the end of a tenant's contract
 //
-// An ended lease refuses backup and restore and keeps all data; a later end revives everything.
+// An ended lease refuses backup and restore and keeps all data; a later end revives everything. An end in the past ends the contract at once.
 //
 // Needs the manage level at the provider.
 //
@@ -17903,7 +17905,7 @@ func (c *ClientWithResponses) SetLeaseWithBodyWithResponse(ctx context.Context, 
 
 // SetLeaseWithResponse Set the end of a tenant's contract
 //
-// An ended lease refuses backup and restore and keeps all data; a later end revives everything.
+// An ended lease refuses backup and restore and keeps all data; a later end revives everything. An end in the past ends the contract at once.
 //
 // Needs the manage level at the provider.
 //

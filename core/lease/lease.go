@@ -13,9 +13,23 @@ type EndedError struct {
 	End    time.Time // when the contract ended
 }
 
-// Error says since when.
+// Error says since when, in the reader's time zone.
 func (e *EndedError) Error() string {
-	return fmt.Sprintf("lease of tenant %q ended on %s", e.Tenant, e.End.UTC().Format("2006-01-02 15:04 MST"))
+	if day, whole := LastDay(e.End, time.Local); whole {
+		return fmt.Sprintf("lease of tenant %q has ended: its last day was %s", e.Tenant, day.Format(time.DateOnly))
+	}
+	return fmt.Sprintf("lease of tenant %q ended on %s", e.Tenant, e.End.Local().Format("2006-01-02 15:04 MST"))
+}
+
+// LastDay is the last day of a contract, for one that ends with a day of the
+// zone, as contracts do that were made with a date. Whole is false where it ends
+// at some other moment.
+func LastDay(end time.Time, zone *time.Location) (day time.Time, whole bool) {
+	y, m, d := end.In(zone).Date()
+	if !time.Date(y, m, d, 0, 0, 0, 0, zone).Equal(end) {
+		return time.Time{}, false
+	}
+	return time.Date(y, m, d-1, 0, 0, 0, 0, zone), true
 }
 
 // Hint says what helps and what is safe.

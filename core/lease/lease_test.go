@@ -2,6 +2,7 @@ package lease
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -36,5 +37,45 @@ func TestDisabledComesFirst(t *testing.T) {
 	var ended *EndedError
 	if err := Admit(v, time.Now()); !errors.As(err, &ended) {
 		t.Errorf("ended: %v", err)
+	}
+}
+
+// A contract is shown with the last day that it was made with, also where that
+// day had 23 or 25 hours, and with the moment if it was made with one.
+func TestLastDay(t *testing.T) {
+	berlin, err := time.LoadLocation("Europe/Berlin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		end  time.Time
+		zone *time.Location
+		want string
+	}{
+		{time.Date(2026, 11, 2, 0, 0, 0, 0, time.UTC), time.UTC, "2026-11-01"},
+		{time.Date(2027, 1, 1, 0, 0, 0, 0, berlin), berlin, "2026-12-31"},
+		{time.Date(2026, 10, 26, 0, 0, 0, 0, berlin).UTC(), berlin, "2026-10-25"}, // 25 hours
+		{time.Date(2026, 3, 30, 0, 0, 0, 0, berlin), berlin, "2026-03-29"},        // 23 hours
+		{time.Date(2026, 11, 2, 0, 0, 0, 0, berlin), time.UTC, ""},
+		{time.Date(2026, 11, 2, 18, 0, 0, 0, time.UTC), time.UTC, ""},
+		{time.Date(2026, 11, 2, 0, 0, 0, 1, time.UTC), time.UTC, ""},
+	} {
+		day, whole := LastDay(c.end, c.zone)
+		if got := day.Format(time.DateOnly); whole != (c.want != "") || whole && got != c.want {
+			t.Errorf("a contract until %s in %s: last day %s (%t), want %q", c.end, c.zone, got, whole, c.want)
+		}
+	}
+}
+
+func TestRefusalNamesTheLastDay(t *testing.T) {
+	y, m, d := time.Now().Date()
+	e := &EndedError{Tenant: "acme", End: time.Date(y, m, d, 0, 0, 0, 0, time.Local)}
+	want := time.Date(y, m, d-1, 0, 0, 0, 0, time.Local).Format(time.DateOnly)
+	if got := e.Error(); !strings.Contains(got, "last day was "+want) {
+		t.Errorf("refused with %q, want the last day %s", got, want)
+	}
+	e.End = e.End.Add(90 * time.Minute)
+	if got, want := e.Error(), e.End.Format("2006-01-02 15:04 MST"); !strings.Contains(got, want) {
+		t.Errorf("refused with %q, want the moment %s", got, want)
 	}
 }
