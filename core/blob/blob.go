@@ -16,7 +16,7 @@ type Store interface {
 	// Put makes a new object of the size bytes of content. It is atomic: until
 	// it returns nil the object may or may not exist, but whoever sees it sees
 	// all of it, and after nil it survives a loss of power. A name that is taken
-	// is ErrExists, and its object is untouched.
+	// is ErrExists, and its object is untouched; it survives a loss of power, too.
 	Put(ctx context.Context, name string, content io.ReaderAt, size int64) error
 
 	// ReadAt fills p with the object's bytes from offset on. Bytes beyond the
@@ -41,7 +41,8 @@ type Store interface {
 type Adopter interface {
 	// Adopt does what Put does with the content of a file, which must not be
 	// written to afterwards. The file's own name stays; the caller removes it.
-	// errors.ErrUnsupported means that this file has to be Put.
+	// errors.ErrUnsupported means that this file has to be Put, and ErrUnsynced
+	// that it must be written anew before it is given to anybody again.
 	Adopt(ctx context.Context, name, file string) error
 }
 
@@ -91,6 +92,10 @@ var (
 	ErrRetained = errors.New("object is retained")
 	ErrFull     = errors.New("no space left in the object store")
 	ErrName     = errors.New("not a name of an object")
+	// ErrUnsynced: what was written may not have reached the disk. The system
+	// reports that once and then takes the pages for clean, so a second sync that
+	// succeeds proves nothing: it has to be written again.
+	ErrUnsynced = errors.New("what was written may not have reached the disk")
 )
 
 // Limits of names.

@@ -90,6 +90,13 @@ func ParseRecord(b []byte) (r Record, rest []byte, err error) {
 	return r, b[size:], nil
 }
 
+// UnknownFormat is the error of a decoder that meets another format number than
+// its own. It is an ErrDamaged: in a repository of this format, whose format
+// object was read before anything else, the number is a byte that changed.
+func UnknownFormat(what string, format byte) error {
+	return fmt.Errorf("%s has format %d, this program reads format %d: %w", what, format, Format, ErrDamaged)
+}
+
 // ParseHeader decodes only the header at the start of b, without the checksum,
 // and returns the size of the whole record. Body stays nil.
 func ParseHeader(b []byte) (r Record, size int, err error) {
@@ -100,7 +107,7 @@ func ParseHeader(b []byte) (r Record, size int, err error) {
 		return Record{}, 0, fmt.Errorf("record magic % x: %w", b[:4], ErrDamaged)
 	}
 	if b[4] != Format {
-		return Record{}, 0, fmt.Errorf("record format %d: this program reads format %d", b[4], Format)
+		return Record{}, 0, UnknownFormat("record", b[4])
 	}
 	r = Record{
 		Kind:        Kind(b[5]),

@@ -66,7 +66,7 @@ func CheckWrap(wrap []byte) (Fingerprint, error) {
 	case [4]byte(wrap[:4]) != wrapMagic || [3]byte(wrap[5:8]) != [3]byte{}:
 		return Fingerprint{}, fmt.Errorf("keyring wrap without its magic: %w", ErrDamaged)
 	case wrap[4] != Format:
-		return Fingerprint{}, fmt.Errorf("keyring wrap has format %d: this program reads format %d", wrap[4], Format)
+		return Fingerprint{}, UnknownFormat("keyring wrap", wrap[4])
 	case binary.LittleEndian.Uint32(wrap[wrapHeader-4:]) != wrapSum(wrap):
 		return Fingerprint{}, fmt.Errorf("keyring wrap fails its checksum: %w", ErrDamaged)
 	}

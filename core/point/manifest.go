@@ -212,7 +212,7 @@ func split(b []byte) (public, sealed []byte, err error) {
 		return bad("no magic")
 	}
 	if b[4] != chunk.Format {
-		return nil, nil, fmt.Errorf("manifest has format %d: this program reads format %d", b[4], chunk.Format)
+		return nil, nil, chunk.UnknownFormat("manifest", b[4])
 	}
 	if binary.LittleEndian.Uint32(b[len(b)-sumSize:]) != crc32.Checksum(b[:len(b)-sumSize], castagnoli) {
 		return bad("checksum")

@@ -74,7 +74,7 @@ func ParsePage(b []byte) (Page, error) {
 		return bad("no magic")
 	}
 	if b[4] != chunk.Format {
-		return Page{}, fmt.Errorf("map page has format %d: this program reads format %d", b[4], chunk.Format)
+		return Page{}, chunk.UnknownFormat("map page", b[4])
 	}
 	level, fanOut := int(b[5]), int(binary.LittleEndian.Uint16(b[6:]))
 	if level > MaxLevel || fanOut < 2 || fanOut > MaxFanOut {

@@ -1,7 +1,10 @@
 package repository
 
 import (
+	"errors"
 	"testing"
+
+	"github.com/cockroachdb/pebble/v2"
 
 	"github.com/holdfast-dr/holdfast/core/chunk"
 )
@@ -18,4 +21,34 @@ func GoldenPack(t *testing.T, record []byte) (header, footer []byte) {
 	header = appendPackHeader(nil, chunk.KindPage, id)
 	end := int64(len(header) + len(record))
 	return header, appendFooter(nil, id, end, []Entry{entryOf(r, int64(len(header)))})
+}
+
+// CopyIndex is an index in memory with what another one holds now: a backup of
+// it that may be put in its place later.
+func CopyIndex(x *Index) (_ *Index, err error) {
+	out, err := OpenIndex("copy", IndexOptions{CacheBytes: 1 << 20, InMemory: true})
+	if err != nil {
+		return nil, err
+	}
+	it, err := x.db.NewIter(nil)
+	if err != nil {
+		return nil, errors.Join(err, out.Close())
+	}
+	b := out.db.NewBatch()
+	for it.First(); it.Valid() && err == nil; it.Next() {
+		err = b.Set(it.Key(), it.Value(), nil)
+	}
+	if err = errors.Join(err, it.Error(), it.Close(), b.Commit(pebble.NoSync), b.Close()); err != nil {
+		return nil, errors.Join(err, out.Close())
+	}
+	return out, nil
+}
+
+// EraseIndex makes an index forget a repository.
+func EraseIndex(x *Index, id string) error {
+	space, err := x.space(id)
+	if err != nil {
+		return err
+	}
+	return space.erase()
 }

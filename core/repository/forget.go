@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/holdfast-dr/holdfast/core/audit"
 	"github.com/holdfast-dr/holdfast/core/blob"
 	"github.com/holdfast-dr/holdfast/core/chunk"
+	"github.com/holdfast-dr/holdfast/core/claim"
 	"github.com/holdfast-dr/holdfast/core/point"
 	"github.com/holdfast-dr/holdfast/core/tenant"
 )
@@ -98,6 +100,8 @@ func (r *Repository) wantSettling() bool {
 }
 
 func (r *Repository) forget(ctx context.Context, id point.ID, by string) error {
+	r.burying.Lock()
+	defer r.burying.Unlock()
 	p, err := r.catalogue.Point(ctx, r.id, id)
 	if errors.Is(err, tenant.ErrNotFound) {
 		return ErrNotFound
@@ -109,7 +113,7 @@ func (r *Repository) forget(ctx context.Context, id point.ID, by string) error {
 		return err
 	}
 	now := r.clock().UTC()
-	content, err := encodeSmall(tombstoneJSON{Point: string(id), Machine: string(p.Machine), Forgotten: now.UnixMicro(), By: by})
+	content, err := encodeSmall(tombstoneJSON{Point: string(id), Machine: string(p.Machine), Forgotten: now.UnixMicro(), By: by, Epoch: r.epoch})
 	if err != nil {
 		return err
 	}
@@ -117,7 +121,68 @@ func (r *Repository) forget(ctx context.Context, id point.ID, by string) error {
 	if err != nil && !errors.Is(err, blob.ErrExists) { // one of an earlier attempt is as good
 		return fmt.Errorf("store tombstone: %w", err)
 	}
-	return r.catalogue.Forget(ctx, r.id, r.epoch, id, now)
+	if err := r.catalogue.Forget(ctx, r.id, r.epoch, id, now); err != nil {
+		if !errors.Is(err, claim.ErrFenced) {
+			r.exhume(context.WithoutCancel(ctx), id)
+		}
+		return err
+	}
+	return nil
+}
+
+// exhume removes the tombstone of a point that is live: whoever forgot it was
+// answered an error, so an import must not take it for forgotten. What cannot be
+// removed now is tried again by a later collection or Open; r.burying is held.
+//
+// One that the claim just before this one wrote stays: the transaction may be
+// missing because the database is older than that, which nothing tells while the
+// claim was the same. One claim later it is certain.
+func (r *Repository) exhume(ctx context.Context, id point.ID) {
+	p, err := r.catalogue.Point(ctx, r.id, id)
+	if errors.Is(err, tenant.ErrNotFound) || err == nil && !p.Forgotten.IsZero() {
+		return // it is forgotten
+	}
+	var t tombstoneJSON
+	if err == nil {
+		t, err = r.tombstone(ctx, id)
+	}
+	if err == nil && t.Epoch+1 == r.epoch {
+		return
+	}
+	if err == nil {
+		err = r.catalogue.Check(ctx, r.id, r.epoch)
+	}
+	if err == nil {
+		err = r.blobs.Delete(ctx, r.name(tombstoneFolder, string(id)))
+	}
+	if err != nil && !errors.Is(err, blob.ErrNotFound) {
+		r.log.Warn("the tombstone of a live point stays", "point", id, "error", err)
+	}
+}
+
+func (r *Repository) tombstone(ctx context.Context, id point.ID) (t tombstoneJSON, err error) {
+	b, err := blob.Read(ctx, r.blobs, r.name(tombstoneFolder, string(id)), maxSmall)
+	if err != nil {
+		return t, err
+	}
+	return t, decodeSmall(b, &t)
+}
+
+// exhumeAll removes the tombstones of live points.
+func (r *Repository) exhumeAll(ctx context.Context) error {
+	var entombed []point.ID
+	for object, err := range r.blobs.List(ctx, r.name(tombstoneFolder)) {
+		if err != nil {
+			return fmt.Errorf("list tombstones: %w", err)
+		}
+		entombed = append(entombed, point.ID(strings.TrimPrefix(object.Name, r.name(tombstoneFolder))))
+	}
+	for _, id := range entombed {
+		r.burying.Lock()
+		r.exhume(ctx, id)
+		r.burying.Unlock()
+	}
+	return nil
 }
 
 // tombstones reads what is in the bin, by the store.
@@ -175,6 +240,9 @@ func (r *Repository) pinned(id point.ID) bool {
 // points that the catalogue no longer has; their marker goes last. A manifest
 // with neither marker nor record stays: only an import may judge it.
 func (r *Repository) sweepManifests(ctx context.Context) error {
+	if err := r.exhumeAll(ctx); err != nil {
+		return err
+	}
 	entombed, err := r.tombstones(ctx)
 	if err != nil {
 		return err
@@ -182,7 +250,7 @@ func (r *Repository) sweepManifests(ctx context.Context) error {
 	for id := range entombed {
 		_, err := r.catalogue.Point(ctx, r.id, id)
 		if err == nil {
-			delete(entombed, id) // in the bin, or live again
+			delete(entombed, id) // in the bin, or about to be
 		} else if !errors.Is(err, tenant.ErrNotFound) {
 			return fmt.Errorf("find point %s: %w", id, err)
 		}

@@ -29,9 +29,20 @@ const (
 	testFanOut = 4
 )
 
+// tester is what fails: a test, or one history of a property.
+type tester interface {
+	Helper()
+	Context() context.Context
+	Cleanup(f func())
+	Error(args ...any)
+	Errorf(format string, args ...any)
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
+}
+
 // site is a tenant with one cloud repository, and the provider's side of it.
 type site struct {
-	t         *testing.T
+	t         tester
 	id        string
 	root      string
 	blobs     *blobtest.Faulty
@@ -45,10 +56,11 @@ type site struct {
 	pack      int64
 	bin       time.Duration
 	log       *slog.Logger
+	sync      func(*os.File) error
 }
 
 // deadline is far beyond what any test takes; it turns a hang into a failure.
-func testContext(t *testing.T) context.Context {
+func testContext(t tester) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
@@ -89,7 +101,7 @@ func (s *site) openIndex() {
 func (s *site) config() repository.Config {
 	return repository.Config{
 		ID: s.id, Blobs: s.blobs, Index: s.index, Catalogue: s.catalogue, SpoolDir: s.spool, Epoch: s.epoch,
-		ChunkSize: testChunk, FanOut: testFanOut, PackBytes: s.pack, BinPeriod: s.bin, Clock: s.clock.Now, Log: s.log,
+		ChunkSize: testChunk, FanOut: testFanOut, PackBytes: s.pack, BinPeriod: s.bin, Clock: s.clock.Now, Log: s.log, Sync: s.sync,
 	}
 }
 

@@ -198,4 +198,5 @@ type tombstoneJSON struct {
 	Machine   string `json:"machine"`
 	Forgotten int64  `json:"forgotten"` // microseconds since 1970, UTC
 	By        string `json:"by"`
+	Epoch     uint64 `json:"epoch,omitempty"` // of who wrote it
 }

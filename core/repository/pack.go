@@ -102,7 +102,7 @@ func parsePackHeader(b []byte) (PackKind, PackID, error) {
 	case binary.LittleEndian.Uint32(b[28:]) != crc32.Checksum(b[:28], castagnoli):
 		return bad("checksum")
 	case b[4] != chunk.Format:
-		return 0, PackID{}, fmt.Errorf("pack has format %d: this program reads format %d", b[4], chunk.Format)
+		return 0, PackID{}, chunk.UnknownFormat("pack", b[4])
 	case b[6] != 0 || b[7] != 0 || [4]byte(b[24:]) != [4]byte{}:
 		return bad("reserved bytes set")
 	}

@@ -233,14 +233,8 @@ func (s *Session) shipSome(ctx context.Context) error {
 // shipSealed ships every finished pack; s.shipping is held.
 func (s *Session) shipSealed(ctx context.Context) error {
 	for {
-		s.mu.Lock()
-		if len(s.sealed) == 0 || s.ended {
-			s.mu.Unlock()
-			return nil
-		}
-		p := s.sealed[0]
-		s.mu.Unlock()
-		if err := p.seal(); err != nil {
+		p, err := s.nextSealed(ctx)
+		if err != nil || p == nil {
 			return err
 		}
 		if err := s.r.ship(ctx, p, sessionText(s.id)); err != nil {
@@ -250,6 +244,43 @@ func (s *Session) shipSealed(ctx context.Context) error {
 		s.sealed = s.sealed[1:]
 		s.mu.Unlock()
 	}
+}
+
+// nextSealed is the finished pack that is shipped next, nil if there is none.
+func (s *Session) nextSealed(ctx context.Context) (*spoolPack, error) {
+	for {
+		p, err := s.firstSealed()
+		if err != nil || p == nil || !p.doubtful {
+			return p, err
+		}
+		fresh, err := s.r.renew(ctx, p)
+		if err != nil {
+			return nil, fmt.Errorf("write spool file anew: %w", err)
+		}
+		if fresh == p {
+			return p, nil
+		}
+		s.mu.Lock()
+		if s.sealed[0] = fresh; fresh == nil {
+			s.sealed = s.sealed[1:]
+		}
+		s.mu.Unlock()
+		if err := p.discard(); err != nil {
+			s.r.log.Warn("a spool file stays", "pack", p.id, "error", err)
+		}
+	}
+}
+
+// firstSealed ends the first finished pack with its footer.
+func (s *Session) firstSealed() (*spoolPack, error) {
+	s.mu.Lock()
+	if len(s.sealed) == 0 || s.ended {
+		s.mu.Unlock()
+		return nil, nil
+	}
+	p := s.sealed[0]
+	s.mu.Unlock()
+	return p, p.seal()
 }
 
 // shipAll seals the open packs and ships everything.

@@ -40,6 +40,9 @@ type Config struct {
 
 	Clock func() time.Time // time.Now if nil
 	Log   *slog.Logger     // discarded if nil
+	// Sync brings a file of the spool to the disk; (*os.File).Sync if nil. Tests
+	// make it fail.
+	Sync func(*os.File) error
 }
 
 // Defaults of Config.
@@ -74,6 +77,11 @@ type Repository struct {
 	pendingPeriod time.Duration
 	clock         func() time.Time
 	log           *slog.Logger
+	sync          func(*os.File) error
+
+	// burying is held from a tombstone to its transaction, and while tombstones of
+	// live points are looked for.
+	burying sync.Mutex
 
 	// Locks are taken in this order: marking, condemning, charging, mu.
 	marking    sync.Mutex   // one walk of all points at a time
@@ -115,7 +123,7 @@ func configure(c Config) (*Repository, error) {
 	r := &Repository{
 		id: c.ID, blobs: c.Blobs, space: space, catalogue: c.Catalogue, spool: filepath.Join(c.SpoolDir, c.ID),
 		epoch: c.Epoch, chunkSize: c.ChunkSize, fanOut: c.FanOut, packBytes: c.PackBytes, maxSessions: c.MaxSessions,
-		longest: c.LongestRead, bin: c.BinPeriod, pendingPeriod: c.PendingPeriod, clock: c.Clock, log: c.Log,
+		longest: c.LongestRead, bin: c.BinPeriod, pendingPeriod: c.PendingPeriod, clock: c.Clock, log: c.Log, sync: c.Sync,
 		sessions: map[chunk.SessionID]*Session{}, pins: map[point.ID]int{}, condemned: map[PackID]time.Time{},
 	}
 	r.chunkSize = orDefault(r.chunkSize, chunk.Size)
@@ -126,6 +134,9 @@ func configure(c Config) (*Repository, error) {
 	r.pendingPeriod = orDefault(r.pendingPeriod, DefaultPending)
 	if r.clock == nil {
 		r.clock = time.Now
+	}
+	if r.sync == nil {
+		r.sync = (*os.File).Sync
 	}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
@@ -171,11 +182,16 @@ func (r *Repository) open(ctx context.Context) error {
 	if err := r.refuseUnknown(ctx); err != nil || r.refusal != nil {
 		return err
 	}
+	if err := r.exhumeAll(ctx); err != nil {
+		return err
+	}
 	walked, err := r.openUsed(ctx)
 	if err != nil {
 		return err
 	}
-	return r.openPending(ctx, changed || walked)
+	// A condemned pack may be gone from store and index, and not yet from what is
+	// pending.
+	return r.openPending(ctx, changed || walked || len(r.condemned) > 0)
 }
 
 // claim takes the epoch into the store, unless the store knows a newer one.

@@ -163,16 +163,16 @@ func (s *Session) note() error {
 		return err
 	}
 	temporary := filepath.Join(s.dir, sessionFile+".new")
-	if err := writeSynced(temporary, b); err != nil {
+	if err := s.r.writeSynced(temporary, b); err != nil {
 		return fmt.Errorf("note session: %w", full(err))
 	}
 	if err := os.Rename(temporary, filepath.Join(s.dir, sessionFile)); err != nil {
 		return fmt.Errorf("note session: %w", full(err))
 	}
-	return syncDir(s.dir)
+	return s.r.syncDir(s.dir)
 }
 
-func writeSynced(name string, b []byte) (err error) {
+func (r *Repository) writeSynced(name string, b []byte) (err error) {
 	f, err := os.Create(name)
 	if err != nil {
 		return err
@@ -181,16 +181,16 @@ func writeSynced(name string, b []byte) (err error) {
 	if _, err := f.Write(b); err != nil {
 		return err
 	}
-	return f.Sync()
+	return r.syncFile(f)
 }
 
-func syncDir(name string) (err error) {
+func (r *Repository) syncDir(name string) (err error) {
 	f, err := os.Open(name)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	return f.Sync()
+	return r.syncFile(f)
 }
 
 // recoverSession opens a session's folder; nil if it holds none.
@@ -208,7 +208,10 @@ func (r *Repository) recoverSession(dir string) (_ *Session, err error) {
 	}
 	var j sessionJSON
 	if err := decodeSmall(b, &j); err != nil {
-		return nil, fmt.Errorf("recover session %s: %w", filepath.Base(dir), err)
+		// Whose it was is not known any more, and none of it was promised to last.
+		// A manifest that it may have tried is judged like one that nobody knows.
+		r.log.Error("a session is given up, its file is damaged", "session", filepath.Base(dir), "error", err)
+		return nil, os.RemoveAll(dir)
 	}
 	s := r.newSession(id, j)
 	if err := s.recover(); err != nil {

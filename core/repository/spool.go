@@ -27,6 +27,11 @@ type spoolPack struct {
 	sealed bool
 	behind int64 // bytes for which write-back has been started
 
+	// doubtful: bytes of the file may not reach the disk, whatever a sync says
+	// from now on, because one failed or may have failed in an earlier life. It is
+	// shipped by way of a new file; see renew.
+	doubtful bool
+
 	mu         sync.Mutex // guards what follows, which the writer changes and others read
 	packObject            // size is the bytes in the file
 	entries    []Entry
@@ -83,6 +88,14 @@ func (r *Repository) newSpoolPack(dir string, kind PackKind) (*spoolPack, error)
 		return nil, errors.Join(err, p.discard())
 	}
 	return p, nil
+}
+
+// syncFile brings a file or folder of the spool to the disk.
+func (r *Repository) syncFile(f *os.File) error {
+	if err := r.sync(f); err != nil {
+		return fmt.Errorf("%w: %w", blob.ErrUnsynced, full(err))
+	}
+	return nil
 }
 
 // full makes a full disk recognisable.
@@ -188,12 +201,15 @@ func (r *Repository) ship(ctx context.Context, p *spoolPack, session string) err
 
 // store syncs a pack into the store.
 func (r *Repository) store(ctx context.Context, p *spoolPack) error {
-	if err := p.file.Sync(); err != nil {
-		return full(err)
+	if err := r.syncFile(p.file); err != nil {
+		p.doubtful = true
+		return fmt.Errorf("sync spool file: %w", err)
 	}
 	err := errors.ErrUnsupported
 	if adopter, ok := r.blobs.(blob.Adopter); ok {
-		err = adopter.Adopt(ctx, p.name, p.path)
+		if err = adopter.Adopt(ctx, p.name, p.path); errors.Is(err, blob.ErrUnsynced) {
+			p.doubtful = true
+		}
 	}
 	if errors.Is(err, errors.ErrUnsupported) {
 		err = r.blobs.Put(ctx, p.name, p.file, p.size)
@@ -213,6 +229,50 @@ func (r *Repository) store(ctx context.Context, p *spoolPack) error {
 	return nil
 }
 
+// renew writes the records of a doubtful spool file to a new one, under a new
+// pack id. What is not what was received is left out: a commit that needs it
+// answers that it is missing, and the agent sends it again. A file that is in
+// the store already was synced before it came there, and stays as it is. nil
+// means that no record is left.
+func (r *Repository) renew(ctx context.Context, p *spoolPack) (_ *spoolPack, err error) {
+	_, err = blob.Stat(ctx, r.blobs, p.name)
+	if err == nil {
+		p.doubtful = false
+		return p, nil
+	}
+	if !errors.Is(err, blob.ErrNotFound) {
+		return nil, err
+	}
+	fresh, err := r.newSpoolPack(filepath.Dir(p.path), p.kind)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, fresh.discard())
+		}
+	}()
+	for _, e := range p.entries {
+		b := make([]byte, e.Length)
+		if _, err := p.file.ReadAt(b, e.Offset); err != nil && !errors.Is(err, io.EOF) {
+			r.log.Error("a record of the spool cannot be read", "id", e.ID, "error", err)
+			continue
+		}
+		record, err := parseAt(b, e)
+		if err != nil {
+			r.log.Error("a record of the spool is damaged", "id", e.ID, "error", err)
+			continue
+		}
+		if err := fresh.write(b, record); err != nil {
+			return nil, err
+		}
+	}
+	if len(fresh.entries) == 0 {
+		return nil, fresh.discard()
+	}
+	return fresh, fresh.seal()
+}
+
 // recoverSpool opens the spool file of a process that ended. Records after the
 // first that is not whole were never acknowledged by a sync and are cut off. A
 // file without any record gives nil and is removed.
@@ -230,7 +290,7 @@ func (r *Repository) recoverSpool(path string) (_ *spoolPack, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("recover spool file: %w", err)
 	}
-	p := &spoolPack{packObject: packObject{id: id, kind: kind, name: r.packName(kind, id)}, path: path, file: file, known: map[chunk.ID]struct{}{}}
+	p := &spoolPack{packObject: packObject{id: id, kind: kind, name: r.packName(kind, id)}, path: path, file: file, known: map[chunk.ID]struct{}{}, doubtful: true}
 	if err := p.scan(); err != nil {
 		return nil, errors.Join(fmt.Errorf("recover spool file %s: %w", base, err), file.Close())
 	}

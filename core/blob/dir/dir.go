@@ -25,6 +25,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -34,11 +35,14 @@ import (
 const (
 	incoming = ".incoming"
 	retained = ".retained"
+	stirring = ".stir-" // and a random text: a file of no moment
 
 	// leftoverAge is after how long a temporary file is taken for that of a
 	// process that ended. Other servers may be writing to the same directory, and
 	// no Put takes a day.
 	leftoverAge = 24 * time.Hour
+
+	lastYear = 9999 // that the text of a date can say
 )
 
 // Objects of more than smallBytes do not take the last bigReserve of the disk.
@@ -52,6 +56,9 @@ const (
 // Options change how a directory is used. The zero value works.
 type Options struct {
 	Clock func() time.Time // decides when a retention has ended; time.Now if nil
+	// Sync brings a file or folder to the disk; (*os.File).Sync if nil. Tests make
+	// it fail.
+	Sync func(*os.File) error
 }
 
 // Store is a blob store in a directory.
@@ -59,7 +66,16 @@ type Store struct {
 	root  *os.Root
 	path  string
 	clock func() time.Time
+	sync  func(*os.File) error
+
+	mu       sync.Mutex      // guards what follows
+	settled  map[string]bool // folders whose own names are durable
+	doubtful map[string]bool // folders that could not be synced, and have not been since
 }
+
+// maxSettled bounds what is remembered of folders; without it, they are synced
+// once more.
+const maxSettled = 1 << 16
 
 var (
 	_ blob.Store    = (*Store)(nil)
@@ -80,9 +96,12 @@ func Open(directory string, o Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open blob directory: %w", err)
 	}
-	s := &Store{root: root, path: directory, clock: o.Clock}
+	s := &Store{root: root, path: directory, clock: o.Clock, sync: o.Sync, settled: map[string]bool{}, doubtful: map[string]bool{}}
 	if s.clock == nil {
 		s.clock = time.Now
+	}
+	if s.sync == nil {
+		s.sync = (*os.File).Sync
 	}
 	if err := root.MkdirAll(incoming, 0o700); err != nil {
 		return nil, errors.Join(fmt.Errorf("open blob directory: %w", err), root.Close())
@@ -132,8 +151,9 @@ func (s *Store) Put(ctx context.Context, name string, content io.ReaderAt, size 
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if _, err := s.root.Lstat(name); err == nil { // spares the copy; the link decides
-		return fmt.Errorf("put %s: %w", name, blob.ErrExists)
+	if _, err := s.root.Lstat(name); err == nil { // spares the copy
+		err := s.link(name, func() error { return fs.ErrExist })
+		return fmt.Errorf("put %s: %w", name, translate(err))
 	}
 	if size > smallBytes {
 		if free, err := freeBytes(s.path); err == nil && free < size+bigReserve {
@@ -155,7 +175,7 @@ func (s *Store) Put(ctx context.Context, name string, content io.ReaderAt, size 
 // what ends it. It is one without a name where the file system has those.
 func (s *Store) stage(content io.ReaderAt, size int64) (link func(name string) error, discard func(), err error) {
 	if f, err := openUnnamed(s.root); err == nil {
-		if err := fill(f, content, size); err != nil {
+		if err := s.fill(f, content, size); err != nil {
 			return nil, nil, errors.Join(err, f.Close())
 		}
 		return func(name string) error { return linkUnnamed(s.root, f, name) }, func() { _ = f.Close() }, nil
@@ -183,11 +203,11 @@ func (s *Store) write(file string, content io.ReaderAt, size int64) (err error) 
 	if err != nil {
 		return err
 	}
-	return errors.Join(fill(f, content, size), f.Close())
+	return errors.Join(s.fill(f, content, size), f.Close())
 }
 
 // fill writes a file and syncs it.
-func fill(f *os.File, content io.ReaderAt, size int64) error {
+func (s *Store) fill(f *os.File, content io.ReaderAt, size int64) error {
 	n, err := io.Copy(f, io.NewSectionReader(content, 0, size))
 	if err != nil {
 		return err
@@ -195,7 +215,7 @@ func fill(f *os.File, content io.ReaderAt, size int64) error {
 	if n != size {
 		return fmt.Errorf("content has %d of %d bytes: %w", n, size, io.ErrUnexpectedEOF)
 	}
-	return f.Sync()
+	return unsynced(s.sync(f))
 }
 
 // Adopt makes a new object of a file on the same file system.
@@ -206,7 +226,7 @@ func (s *Store) Adopt(ctx context.Context, name, file string) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := syncFile(file); err != nil {
+	if err := s.syncFile(file); err != nil {
 		return fmt.Errorf("adopt %s: %w", name, translate(err))
 	}
 	err := s.link(name, func() error { return os.Link(file, filepath.Join(s.path, filepath.FromSlash(name))) })
@@ -219,7 +239,7 @@ func (s *Store) Adopt(ctx context.Context, name, file string) error {
 	return nil
 }
 
-func syncFile(name string) (err error) {
+func (s *Store) syncFile(name string) (err error) {
 	f, err := os.Open(name)
 	if err != nil {
 		return err
@@ -228,54 +248,7 @@ func syncFile(name string) (err error) {
 	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
 		return errors.Join(err, fmt.Errorf("%s is not a regular file: %w", name, errors.ErrUnsupported))
 	}
-	return f.Sync()
-}
-
-// link gives a synced file its name and makes the name durable. The folders are
-// synced also when the name is taken: whoever is told that an object exists may
-// rely on it, although the one who made it may not have come so far.
-func (s *Store) link(name string, link func() error) error {
-	made, err := s.folders(path.Dir(name))
-	if err != nil {
-		return err
-	}
-	linked := link()
-	if linked != nil && !errors.Is(linked, fs.ErrExist) {
-		return linked
-	}
-	for _, folder := range append(made, path.Dir(name)) {
-		if err := s.syncFolder(folder); err != nil {
-			return err
-		}
-	}
-	return linked
-}
-
-// folders makes the folders of a name and returns the parents of those that it
-// may have made.
-func (s *Store) folders(folder string) (parents []string, err error) {
-	if folder == "." {
-		return nil, nil
-	}
-	if info, err := s.root.Lstat(folder); err == nil && info.IsDir() {
-		return nil, nil
-	}
-	if parents, err = s.folders(path.Dir(folder)); err != nil {
-		return nil, err
-	}
-	if err := s.root.Mkdir(folder, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, err
-	}
-	return append(parents, path.Dir(folder)), nil
-}
-
-func (s *Store) syncFolder(folder string) (err error) {
-	f, err := s.root.Open(folder)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	return f.Sync()
+	return unsynced(s.sync(f))
 }
 
 // ReadAt fills p from an object.
@@ -422,6 +395,11 @@ func (s *Store) Delete(ctx context.Context, name string) error {
 		return err
 	}
 	info, err := s.root.Lstat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		if unsure := s.syncDoubtful(path.Dir(name)); unsure != nil { // it was deleted, and may come back
+			return fmt.Errorf("delete %s: %w", name, unsure)
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("delete %s: %w", name, translate(err))
 	}
@@ -472,6 +450,9 @@ func (s *Store) Retain(ctx context.Context, name string, until time.Time) error 
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	if until.UTC().Year() > lastYear {
+		return fmt.Errorf("retain %s: %s is too far away", name, until.UTC())
+	}
 	if info, err := s.root.Lstat(name); err != nil || !info.Mode().IsRegular() {
 		return fmt.Errorf("retain %s: %w", name, errors.Join(blob.ErrNotFound, err))
 	}
@@ -479,8 +460,8 @@ func (s *Store) Retain(ctx context.Context, name string, until time.Time) error 
 	if err != nil {
 		return fmt.Errorf("retain %s: %w", name, err)
 	}
-	if !until.After(present) {
-		return nil
+	if !until.After(present) { // an attempt that failed may have come so far
+		return s.syncDoubtful(path.Dir(path.Join(retained, name)))
 	}
 	if err := s.writeRetention(name, until); err != nil {
 		return fmt.Errorf("retain %s: %w", name, translate(err))
@@ -496,18 +477,5 @@ func (s *Store) writeRetention(name string, until time.Time) error {
 	if err := s.write(temporary, strings.NewReader(text), int64(len(text))); err != nil {
 		return err
 	}
-	folder := path.Join(retained, path.Dir(name))
-	made, err := s.folders(folder)
-	if err != nil {
-		return err
-	}
-	if err := s.root.Rename(temporary, path.Join(retained, name)); err != nil {
-		return err
-	}
-	for _, f := range append(made, folder) {
-		if err := s.syncFolder(f); err != nil {
-			return err
-		}
-	}
-	return nil
+	return s.link(path.Join(retained, name), func() error { return s.root.Rename(temporary, path.Join(retained, name)) })
 }
