@@ -45,6 +45,9 @@ func TestSpoolIsRecoveredRecordByRecord(t *testing.T) {
 	}
 	sent := b.sent
 	for _, cut := range []int{len(whole) - 1, len(whole) - 80, len(whole) / 2, 100, 40, 10, 0} {
+		for cut > 0 && whole[cut] == 0 {
+			cut-- // the zeroes that follow would make it whole again
+		}
 		torn := slices.Clone(whole[:cut])
 		if cut > 1000 {
 			torn = append(torn, make([]byte, 500)...) // blocks that were allocated and not written
