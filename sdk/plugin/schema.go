@@ -232,6 +232,48 @@ func checkValue(f Field, value any, path string, fault func(path, fault string))
 	}
 }
 
+// maxFields bounds the fields of a schema that a program describes, those of
+// its objects included.
+const maxFields = 1000
+
+// sound holds a schema that a program describes against what SchemaOf makes, as
+// far as those who use one rely on it. A type that this version does not know is
+// none that fits anything, and no reason to refuse the rest.
+func (s Schema) sound() error {
+	count := 0
+	var check func(f Field, named bool, depth int) error
+	check = func(f Field, named bool, depth int) error {
+		if count++; count > maxFields || depth > 2*maxNesting {
+			return broken("a configuration of more than %d fields, or deeper than %d", maxFields, 2*maxNesting)
+		}
+		switch {
+		case named && (f.Name == "" || len(f.Name) > maxID) || len(f.Help) > maxText || len(f.Enum) > maxFields:
+			return broken("a field of the configuration without a name, or with too much of something")
+		case f.Type == "" || len(f.Type) > 64:
+			return broken("field %s of the configuration has no type", clip(f.Name, 64))
+		case (f.Type == "list" || f.Type == "map") && f.Items == nil:
+			return broken("field %s of the configuration does not say what is in it", clip(f.Name, 64))
+		}
+		if f.Items != nil {
+			if err := check(*f.Items, false, depth+1); err != nil {
+				return err
+			}
+		}
+		for _, inner := range f.Fields {
+			if err := check(inner, true, depth+1); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	for _, f := range s.Fields {
+		if err := check(f, true, 1); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Redact is settings with Redacted for every secret that is set, to show and
 // to log. Settings that do not fit the schema become null: what cannot be
 // understood may be a secret.

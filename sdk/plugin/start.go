@@ -342,7 +342,10 @@ func parseDescription(doc []byte) (Description, error) {
 	if d.Name == "" || len(d.Name) > 64 || len(d.Version) > 64 || d.Protocol < 1 {
 		return d, broken("a description without name, version or protocol")
 	}
-	return d, nil
+	if len(d.Abilities) > maxAbilities {
+		return d, broken("%d abilities", len(d.Abilities))
+	}
+	return d, d.Config.sound()
 }
 
 // Describe runs a program with the argument "describe". The program has to

@@ -93,7 +93,12 @@ func isBroken(t *testing.T, what string, err error) {
 }
 
 func TestHostileAnswersAreRefused(t *testing.T) {
-	for _, doc := range []string{"", "{}", "null", "[]", `{"name":"x","version":"1","protocol":0}`, strings.Repeat("x", maxDescription+1)} {
+	for _, doc := range []string{"", "{}", "null", "[]", `{"name":"x","version":"1","protocol":0}`,
+		`{"name":"x","version":"1","protocol":1,"config":{"fields":[{"name":"a"}]}}`, // no type
+		`{"name":"x","version":"1","protocol":1,"config":{"fields":[{"type":"string"}]}}`,
+		`{"name":"x","version":"1","protocol":1,"config":{"fields":[{"name":"a","type":"list"}]}}`, // of nothing
+		`{"name":"x","version":"1","protocol":1,"config":{"fields":` + strings.Repeat(`[{"name":"a","type":"object","fields":`, 100) + "[]" + strings.Repeat("}]", 100) + `}}`,
+		strings.Repeat("x", maxDescription+1)} {
 		_, err := (&hostile{description: doc}).connect(t)
 		isBroken(t, "description "+clip(doc, 40), err)
 	}
