@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// maxEvent bounds one line of a stream of events.
+// maxEvent bounds one event of a stream, and one line.
 const maxEvent = 1 << 20
 
 // watch reads a stream of server-sent events and calls each for every one; it
@@ -44,6 +44,9 @@ func watch(r *http.Response, err error, each func(event string, data []byte) err
 		case name == "event":
 			event = value
 		case name == "data":
+			if len(data)+len(value) > maxEvent {
+				return fmt.Errorf("read events: one has more than %d bytes", maxEvent)
+			}
 			data = append(append(data, value...), '\n')
 		}
 	}
