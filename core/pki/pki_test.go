@@ -1,6 +1,7 @@
 package pki
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -327,6 +328,71 @@ func FuzzParseFingerprint(f *testing.F) {
 			if again, err := ParseFingerprint(p.String()); err != nil || again != p {
 				t.Errorf("%q does not survive: %v", s, err)
 			}
+		}
+	})
+}
+
+// FuzzImport: an administrator imports what somebody sent. It is a certificate
+// that a server can present, with its key, or an error.
+func FuzzImport(f *testing.F) {
+	a, err := NewAuthority("test", time.Now())
+	if err != nil {
+		f.Fatal(err)
+	}
+	c, err := a.IssueServer([]string{"localhost"}, time.Now())
+	if err != nil {
+		f.Fatal(err)
+	}
+	chain, key := pemOf(f, c)
+	f.Add(append(bytes.Clone(chain), key...), "")
+	f.Add(chain, "")
+	f.Add(key, "")
+	pfx, err := pkcs12.Modern.Encode(c.PrivateKey, c.Leaf, nil, "x")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(pfx, "x")
+	f.Fuzz(func(t *testing.T, b []byte, password string) {
+		text, err := ParsePEM(b)
+		binary, other := ParsePFX(b, password)
+		for _, got := range []struct {
+			c   *tls.Certificate
+			err error
+		}{{text, err}, {binary, other}} {
+			if got.err == nil && (got.c == nil || got.c.Leaf == nil || got.c.PrivateKey == nil || len(got.c.Certificate) > maxChain) {
+				t.Errorf("accepted %+v", got.c)
+			}
+		}
+	})
+}
+
+// FuzzVerifyAgent: whatever certificate a client shows, it is an agent only if
+// this authority signed that.
+func FuzzVerifyAgent(f *testing.F) {
+	a, err := NewAuthority("test", time.Now())
+	if err != nil {
+		f.Fatal(err)
+	}
+	key, _ := NewAgentKey()
+	der, _ := NewRequest(key)
+	request, print, err := ParseRequest(der)
+	if err != nil {
+		f.Fatal(err)
+	}
+	chain, err := a.IssueAgent(request, "agent", "tenant", time.Now())
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(chain[0])
+	f.Add(chain[1])
+	f.Fuzz(func(t *testing.T, der []byte) {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return
+		}
+		who, err := a.VerifyAgent(tls.ConnectionState{PeerCertificates: []*x509.Certificate{c}}, time.Now())
+		if err == nil && (who.AgentID != "agent" || who.TenantID != "tenant" || who.Key != print) {
+			t.Errorf("a forged certificate is %+v", who)
 		}
 	})
 }

@@ -273,3 +273,24 @@ func FuzzMark(f *testing.F) {
 		_, _ = parseSpace(sdk.Space(text))
 	})
 }
+
+// FuzzNames reads the names of checkpoints and snapshots, and the descriptions that keep an epoch, since anybody who may use
+// libvirt can make such objects. A name that is taken for ours is one that we would make.
+func FuzzNames(f *testing.F) {
+	t := ticket{instance: "0123abcd", epoch: 7, op: "op-1", stamp: 12345}
+	f.Add(t.checkpoint())
+	f.Add(t.snapshotID("0193f8a0-7e0c-7d7e-8a8b-1f2e3d4c5b6a"))
+	f.Add(t.description(stateOpen))
+	f.Add("49152:49215")
+	f.Fuzz(func(t *testing.T, text string) {
+		if got, ok := parseCheckpoint(text); ok && !strings.HasPrefix(text, checkpointPrefix+got.instance+"-"+got.op+"-") {
+			t.Errorf("checkpoint %q is %+v", text, got)
+		}
+		if machine, name, ok := parseSnapshotID(text); ok && (machine == "" || name == "") {
+			t.Errorf("snapshot %q is of machine %q and checkpoint %q", text, machine, name)
+		}
+		_, _ = parseDescription(text)
+		_, _ = parsePorts(text)
+		_, _ = parseSize(text)
+	})
+}
