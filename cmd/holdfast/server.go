@@ -37,6 +37,7 @@ type serverConfig struct {
 	Certificate certificateConfig `mapstructure:"certificate"`
 	Log         logConfig         `mapstructure:"log"`
 	Profiles    string            `mapstructure:"profiles"` // socket on which profiles are served; "" is none
+	Limits      limitsConfig      `mapstructure:"limits"`
 
 	dev bool
 
@@ -51,6 +52,26 @@ type certificateConfig struct {
 	Key          string `mapstructure:"key"`           // PEM, unless it is in the same file
 	PasswordFile string `mapstructure:"password_file"` // of a PFX
 }
+
+// limitsConfig bounds connections; 0 is the default of gateway.Limits.
+type limitsConfig struct {
+	Connections        int `mapstructure:"connections"`          // in all
+	Strangers          int `mapstructure:"strangers"`            // that have not said who they are
+	StrangersByAddress int `mapstructure:"strangers_by_address"` // of those, from one address
+	ByTenant           int `mapstructure:"by_tenant"`            // of one tenant
+}
+
+func (l limitsConfig) check() error {
+	for name, n := range map[string]int{"connections": l.Connections, "strangers": l.Strangers, "strangers_by_address": l.StrangersByAddress, "by_tenant": l.ByTenant} {
+		if n < 0 || n > maxLimit {
+			return fmt.Errorf("limits.%s %d: want 1 to %d, or 0 for the default", name, n, maxLimit)
+		}
+	}
+	return nil
+}
+
+// maxLimit is far above what one process serves.
+const maxLimit = 1 << 20
 
 // logConfig says what is logged, and how.
 type logConfig struct {
@@ -94,7 +115,12 @@ does not start. It says what is missing, and what --new-database and --new-autho
 
 Keys of the file:
   data, listen, address, names, provider, database, master_key, grace, collect, readers,
-  certificate.file, certificate.key, certificate.password_file, log.level, log.format, profiles`,
+  certificate.file, certificate.key, certificate.password_file, log.level, log.format, profiles,
+  limits.connections, limits.strangers, limits.strangers_by_address, limits.by_tenant
+
+A connection is a stranger's until it has shown a certificate or a token, and then its tenant's. Of the limits, 4096 in all,
+1024 strangers (beyond them the oldest gives way), 128 strangers from one address and 256 connections of one tenant are the
+defaults.`,
 		Example: `  holdfast server -dev
   holdfast server --config /etc/holdfast/server.yaml -check
   holdfast server --data /var/lib/holdfast/server --address backup.example.com
@@ -203,6 +229,9 @@ func (c serverConfig) check(cmd *cobra.Command) error {
 	}
 	if c.Certificate.File == "" && (c.Certificate.Key != "" || c.Certificate.PasswordFile != "") {
 		return usagef(cmd, "certificate.key and certificate.password_file belong to a certificate.file")
+	}
+	if err := c.Limits.check(); err != nil {
+		return usagef(cmd, "%v", err)
 	}
 	if _, err := c.Log.logger(io.Discard); err != nil {
 		return usagef(cmd, "%v", err)

@@ -201,7 +201,7 @@ func (s *server) wire() {
 			return s.db.Quotas().List(ctx, quota.Query{Tenant: t, Limit: tenant.MaxLimit})
 		},
 		FanOut: repository.DefaultFanOut, Open: s.repositories.open, Verify: s.authority.VerifyAgent,
-		Enrol: s.enrol, Renew: s.renew, Log: s.log,
+		Enrol: s.enrol, Renew: s.renew, Log: s.log, Limits: gateway.Limits(s.config.Limits),
 		Authorities: func(context.Context) (string, error) { return string(s.authority.PEM()), nil },
 	})
 	provider := &api.Provider{

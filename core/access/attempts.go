@@ -58,7 +58,7 @@ func NewAttempts(now func() time.Time) *Attempts {
 // connection, with its port; in and user are names as they were typed.
 func (a *Attempts) Begin(address, in, user string) (done func(error), err error) {
 	now := a.now()
-	from, to := "address "+neighbourhood(address), "user "+tenant.Fold(in)+"\x00"+tenant.Fold(user)
+	from, to := "address "+Neighbourhood(address), "user "+tenant.Fold(in)+"\x00"+tenant.Fold(user)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	wait := max(a.wait(now, from, freeByAddress, waitByAddress), a.wait(now, to, freeByUser, waitByUser))
@@ -131,9 +131,9 @@ func (a *Attempts) forget(now time.Time) {
 	}
 }
 
-// neighbourhood is the part of an address that one person has: the whole of an
+// Neighbourhood is the part of an address that one person has: the whole of an
 // IPv4 address, the first half of an IPv6 one.
-func neighbourhood(address string) string {
+func Neighbourhood(address string) string {
 	at, err := netip.ParseAddrPort(address)
 	if err != nil {
 		return address

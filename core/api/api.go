@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"path"
 	"reflect"
@@ -115,8 +116,9 @@ func schemaName(t reflect.Type, hint string) string {
 
 // identified carries a request's caller to authorize.
 type identified struct {
-	caller access.Caller
-	err    error
+	caller   access.Caller
+	err      error
+	refusals *gateway.Refusals
 	// again asks once more, of a request that lasts.
 	again func() (access.Caller, error)
 }
@@ -127,6 +129,7 @@ type identifiedKey struct{}
 // answers in problem form for paths that do not exist.
 func serve(mux *http.ServeMux, identify func(*http.Request) (access.Caller, error)) http.Handler {
 	known := newAnswers(time.Now)
+	refusals := gateway.NewRefusals(slog.Default(), time.Now)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		id := gateway.RequestID(r)
 		w.Header().Set(gateway.HeaderRequest, id)
@@ -138,7 +141,14 @@ func serve(mux *http.ServeMux, identify func(*http.Request) (access.Caller, erro
 			return
 		}
 		caller, err := identify(r)
-		ctx := context.WithValue(r.Context(), identifiedKey{}, identified{caller, err,
+		if err == nil && caller.Kind == access.ByUser {
+			if crowd := gateway.Recognise(r.Context(), caller.TenantID); crowd != nil {
+				w.Header().Set("Connection", "close")
+				gateway.ProblemOf(crowd).Write(w)
+				return
+			}
+		}
+		ctx := context.WithValue(r.Context(), identifiedKey{}, identified{caller, err, refusals,
 			func() (access.Caller, error) { return identify(r) }})
 		ctx = access.With(ctx, caller)
 		ctx = audit.With(ctx, audit.Origin{Actor: caller.Actor(), Name: caller.Name, Address: r.RemoteAddr, Request: id,
@@ -152,7 +162,7 @@ func add[I, O any](h huma.API, op huma.Operation, handler func(context.Context, 
 	huma.Register(h, prepare(h, op), func(ctx context.Context, in *I) (*O, error) {
 		out, err := handler(ctx, in)
 		if err != nil {
-			return nil, refuse(ctx, err)
+			return nil, refuse(ctx, op.OperationID, err)
 		}
 		return out, nil
 	})
@@ -221,6 +231,7 @@ func prepare(h huma.API, op huma.Operation) huma.Operation {
 	}
 	op.Middlewares = append(huma.Middlewares{func(ctx huma.Context, next func(huma.Context)) {
 		if problem := authorize(ctx, row); problem != nil {
+			note(ctx.Context(), op.OperationID, problem)
 			writeProblem(ctx, problem)
 			return
 		}

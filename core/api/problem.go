@@ -61,14 +61,36 @@ func codeOf(status int) gateway.Code {
 
 // refuse turns a handler's error into its problem. What the tables do not know
 // is logged, with the request's id.
-func refuse(ctx context.Context, err error) error {
+func refuse(ctx context.Context, operation string, err error) error {
 	p := problemOf(err)
+	note(ctx, operation, p)
 	if p.Status == http.StatusInternalServerError && !errors.Is(err, context.Canceled) {
 		origin, _ := audit.From(ctx)
 		slog.ErrorContext(ctx, "request failed", "request", origin.Request, "actor", origin.Actor, "error", err)
 		p.Detail += " (request " + origin.Request + ")"
 	}
 	return p
+}
+
+// note logs who was refused what, if it was for who they are or for what is not
+// theirs: a mistake of a script, or somebody who tries doors.
+func note(ctx context.Context, operation string, p *gateway.Problem) {
+	who, ok := ctx.Value(identifiedKey{}).(identified)
+	switch p.Status {
+	case http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusTooManyRequests:
+	default:
+		return
+	}
+	if !ok {
+		return
+	}
+	origin, _ := audit.From(ctx)
+	from := origin.Actor
+	if who.caller.Kind == access.Anonymous {
+		from = access.Neighbourhood(origin.Address)
+	}
+	who.refusals.Note(ctx, slog.LevelInfo, from+" "+operation+" "+string(p.Code), "request refused", "request", origin.Request,
+		"operation", operation, "actor", origin.Actor, "tenant", who.caller.TenantID, "address", origin.Address, "code", p.Code, "detail", p.Detail)
 }
 
 // problemOf knows the errors of the rooms that only the API speaks to; the

@@ -226,7 +226,7 @@ func WatchRun(ctx context.Context, runs job.Store, t tenant.ID, id string, send 
 	for {
 		r, err := runs.Get(ctx, t, id)
 		if err != nil {
-			if p := new(gateway.Problem); errors.As(refuse(ctx, err), &p) {
+			if p := new(gateway.Problem); errors.As(refuse(ctx, "watch-run", err), &p) {
 				_ = send.Data(*p) // the stream ends either way
 			}
 			return

@@ -15,6 +15,9 @@ import (
 // sessionToken is how long the token of a login lasts.
 const sessionToken = 12 * time.Hour
 
+// maxLogin bounds a body that anybody may send.
+const maxLogin = 8 << 10
+
 type loginInput struct {
 	Body struct {
 		Tenant   string `json:"tenant,omitempty" maxLength:"128" doc:"Name of the tenant; leave it out for a user of the provider"`
@@ -56,7 +59,7 @@ func registerSession(h huma.API, p *Provider) {
 	add(h, huma.Operation{OperationID: "get-health", Method: http.MethodGet, Path: "/v1/health", Tags: []string{"server"},
 		Summary: "Say whether the server works"}, p.health)
 	add(h, huma.Operation{OperationID: "login", Method: http.MethodPost, Path: "/v1/login", Tags: []string{"session"},
-		Summary: "Sign in with a password", Description: "Answers a bearer token that lasts 12 hours."}, p.login)
+		MaxBodyBytes: maxLogin, Summary: "Sign in with a password", Description: "Answers a bearer token that lasts 12 hours."}, p.login)
 	add(h, huma.Operation{OperationID: "logout", Method: http.MethodPost, Path: "/v1/logout", Tags: []string{"session"},
 		Summary: "End the token of this request", DefaultStatus: http.StatusNoContent}, p.logout)
 	add(h, huma.Operation{OperationID: "get-me", Method: http.MethodGet, Path: "/v1/me", Tags: []string{"session"},

@@ -32,7 +32,7 @@ import (
 
 // world is a provider with two tenants, a user of every role, and the API.
 type world struct {
-	t       *testing.T
+	t       testing.TB
 	ctx     context.Context
 	db      *state.DB
 	handler http.Handler
@@ -44,7 +44,7 @@ type world struct {
 	agent   access.Agent
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	dir := t.TempDir()
 	w := &world{t: t, ctx: audit.With(t.Context(), audit.System("test", "a test")), tokens: map[access.Role]string{}, foreign: map[access.Role]string{}}
@@ -160,7 +160,7 @@ type operation struct{ id, method, path string }
 
 var parameter = regexp.MustCompile(`\{(\w+)\}`)
 
-func operations(t *testing.T) []operation {
+func operations(t testing.TB) []operation {
 	t.Helper()
 	text, err := api.Document()
 	if err != nil {

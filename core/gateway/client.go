@@ -38,8 +38,7 @@ const (
 	// maxRenewals bounds how often one request is repeated with a new certificate:
 	// it may meet connections that others opened with the old one.
 	maxRenewals = DefaultConnections + 1
-	silence     = time.Minute // of a stream, a question or a batch before the connection counts as lost
-	maxAnswer   = 16 << 20    // of a JSON answer
+	maxAnswer   = 16 << 20 // of a JSON answer
 )
 
 // Options say which provider a Client speaks to, and as whom.
@@ -60,7 +59,8 @@ type Options struct {
 	// Dial replaces the network, for tests.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
-	protocol string // another version of the wire, for tests
+	protocol string        // another version of the wire, for tests
+	silence  time.Duration // 0: silence
 }
 
 // Client is the agent's end of the wire. It is safe for several goroutines.
@@ -70,6 +70,7 @@ type Client struct {
 	http    *http.Client
 	serving atomic.Int64 // nanoseconds that the server said it took, in sum
 	reached atomic.Int64 // nanoseconds that a quick connection took to be there
+	beats   atomic.Bool  // the server promises interim answers
 	tally   tally
 }
 
@@ -94,6 +95,9 @@ func NewClient(o Options) (*Client, error) {
 	if o.Dial == nil {
 		o.Dial = (&net.Dialer{Timeout: 15 * time.Second,
 			KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 15 * time.Second, Count: 4}}).DialContext
+	}
+	if o.silence <= 0 {
+		o.silence = silence
 	}
 	if o.protocol == "" {
 		o.protocol = strconv.Itoa(Version)
@@ -222,8 +226,8 @@ type exchange struct {
 	kind         string // media type of the body
 	attempt      time.Duration
 	// quiet, if set, ends an attempt during which no byte moves on its connection
-	// for so long: a peer that is gone, without a word, is noticed sooner than
-	// after the whole attempt. For what the server answers without much thought.
+	// for so long, also if the server never promised to beat: for what it answers
+	// without much thought.
 	quiet time.Duration
 	// answer reads a good answer. An error that is not final repeats the
 	// exchange.
@@ -390,13 +394,10 @@ func isTyped(err error) bool {
 
 // once makes one attempt.
 func (c *Client) once(ctx context.Context, x exchange, id string) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, x.attempt, errSilent)
+	ctx, cancel := context.WithTimeoutCause(ctx, x.attempt, errLate)
 	defer cancel()
-	if x.quiet > 0 {
-		var stop func()
-		ctx, stop = watched(ctx, x.quiet)
-		defer stop()
-	}
+	ctx, watch := newWatch(ctx, x.quiet, c.options.silence, c.beats.Load())
+	defer watch.end()
 	var body io.Reader
 	if x.body != nil {
 		body = bytes.NewReader(x.body)
@@ -415,15 +416,25 @@ func (c *Client) once(ctx context.Context, x exchange, id string) error {
 	if task, ok := ctx.Value(taskKey{}).(string); ok {
 		r.Header.Set(HeaderTask, task)
 	}
+	err = c.exchange(r, x)
+	if err != nil {
+		if cause := context.Cause(ctx); errors.Is(cause, errLate) || errors.Is(cause, errSilent) {
+			if _, final := errors.AsType[finalError](err); !final {
+				return fmt.Errorf("%w: %w", cause, err)
+			}
+		}
+	}
+	return err
+}
+
+func (c *Client) exchange(r *http.Request, x exchange) error {
 	answer, err := c.http.Do(r)
 	if err != nil {
-		if cause := context.Cause(ctx); errors.Is(cause, errSilent) {
-			return fmt.Errorf("%w: %w", cause, err)
-		}
 		return err
 	}
 	defer answer.Body.Close()
 	c.took(answer.Header)
+	c.beats.Store(answer.Header.Get(HeaderAlive) != "")
 	if answer.StatusCode/100 != 2 {
 		return ReadProblem(answer.StatusCode, answer.Header.Get("Content-Type"), answer.Body).Err()
 	}
@@ -441,4 +452,7 @@ func (c *Client) took(h http.Header) {
 	}
 }
 
-var errSilent = errors.New("the server did not answer in time")
+var (
+	errLate   = errors.New("the server did not answer in time")
+	errSilent = errors.New("nothing moved on the connection for too long")
+)

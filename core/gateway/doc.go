@@ -25,11 +25,39 @@
 //   - Every request is bounded in size, headers and time, and a slow sender ends
 //     by time-out. A server holds one small buffer per request in flight, whatever
 //     the size of the batch.
+//   - Strangers, who have shown neither certificate nor token, compete with
+//     strangers, and a tenant with itself: for connections (door.go) and for the
+//     memory of bodies (room.go). Who floods the one or the other is turned away,
+//     and nobody else notices.
+//   - A refusal is logged with its caller, its tenant and the id of its request;
+//     the same one again is counted, and told once a minute (refusals.go).
 //   - The client repeats what is idempotent, which is everything, until its
 //     patience ends; so a restart of the server, a lost connection or a changed
 //     address costs time and no work. Sessions are resumed by their id.
 //   - The answer to a data request says how long the server itself took
 //     (HeaderTook), so that whoever copies can tell a slow link from a slow store.
+//
+// # A peer that stalls
+//
+// Nothing waits longer than this for a peer that is dead, deaf or out of reach
+// while its connection looks sound:
+//
+//	who waits  for what                                            at most
+//	client     a connection; its handshake                         15 s; 20 s
+//	client     any byte, in either direction, of a request         30 s (silence)
+//	           that the server has not answered yet or is          the first request of a process,
+//	           in the middle of answering                          and servers before HeaderAlive: 1 min
+//	                                                               for a question or a batch, 2 min for
+//	                                                               other control, 31 min for a commit
+//	server     the handshake; the header of a request              10 s each
+//	server     the next piece of a body; room for a piece of       30 s, and 8 KiB/s for the whole
+//	           an answer
+//	server     the next request                                    2 min
+//
+// So that a server's work is no silence, it sends an interim answer (102) every
+// 5 s until it answers. What the client gives up it repeats over another
+// connection, for as long as its patience lasts (2 min by default, from the first failure): a batch at
+// most is on its way on each connection, so no more than that is sent twice.
 //
 // The client checks the provider's pin in the TLS handshake, before the first
 // byte of a request, so a one-time token is never sent to somebody else.

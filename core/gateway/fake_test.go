@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -39,6 +40,7 @@ type store struct {
 	broken   map[chunk.ID]error
 	events   []RunEvent
 	held     chan struct{} // if set, Put waits for it
+	end      error         // of Commit
 }
 
 func (s *store) Get(context.Context, tenant.ID) (tenant.Tenant, error) {
@@ -170,8 +172,10 @@ func (s *repoSession) Put(ctx context.Context, batch []byte) (taken int64, err e
 	return taken, nil
 }
 
-func (s *repoSession) Commit(context.Context, []byte) error { return errors.New("not in this test") }
-func (s *repoSession) Abort(context.Context) error          { return nil }
+func (s *repoSession) Commit(context.Context, []byte) error {
+	return cmp.Or(s.end, errors.New("not in this test"))
+}
+func (s *repoSession) Abort(context.Context) error { return nil }
 func (s *repoSession) Damaged(context.Context) ([]chunk.ID, error) {
 	return []chunk.ID{{1}, {2}}, nil
 }
@@ -186,7 +190,7 @@ type ends struct {
 	own     func() (*tls.Certificate, error)
 }
 
-func newEnds(t *testing.T) *ends {
+func newEnds(t *testing.T, change ...func(*Config)) *ends {
 	t.Helper()
 	now := time.Now()
 	authority, err := pki.NewAuthority("test", now)
@@ -217,7 +221,7 @@ func newEnds(t *testing.T) *ends {
 	}
 	e := &ends{t: t, store: st, trust: pki.Trust{Pins: []pki.Fingerprint{authority.Fingerprint()}},
 		own: func() (*tls.Certificate, error) { return &tls.Certificate{Certificate: chain, PrivateKey: key}, nil }}
-	e.server = NewServer(Config{Agents: st, Tenants: st, Quota: st, Reports: st, FanOut: 128, Log: slog.New(slog.DiscardHandler), Verify: authority.VerifyAgent,
+	config := Config{Agents: st, Tenants: st, Quota: st, Reports: st, FanOut: 128, Log: slog.New(slog.DiscardHandler), Verify: authority.VerifyAgent,
 		Repositories: func(context.Context, tenant.ID) ([]quota.CloudRepository, error) { return nil, nil },
 		Authorities:  func(context.Context) (string, error) { return "", nil },
 		Enrol:        func(context.Context, EnrolRequest) (Credentials, error) { return Credentials{}, access.ErrEnrolment },
@@ -229,7 +233,11 @@ func newEnds(t *testing.T) *ends {
 				return nil, tenant.ErrNotFound
 			}
 			return repo{st}, nil
-		}})
+		}}
+	for _, f := range change {
+		f(&config)
+	}
+	e.server = NewServer(config)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

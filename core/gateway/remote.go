@@ -183,8 +183,8 @@ func isFinal(err error) bool {
 // receive reads the records of one answer and says how many came. What is in
 // them, checksums included, is for whoever opens them.
 func (r *RemoteRepository) receive(h *http.Response, kind chunk.Kind, ids []chunk.ID, emit func(chunk.Record) error) (n int, err error) {
-	watch := time.AfterFunc(silence, func() { _ = h.Body.Close() })
-	defer watch.Stop()
+	watch := h.Request.Context().Value(watchKey{}).(*watch)
+	watch.expect(true)
 	buffer := records.Get().(*[]byte)
 	defer records.Put(buffer)
 	for n < len(ids) {
@@ -195,7 +195,7 @@ func (r *RemoteRepository) receive(h *http.Response, kind chunk.Kind, ids []chun
 		if err != nil {
 			return n, err
 		}
-		watch.Reset(silence)
+		watch.expect(false) // whoever takes the record may take long
 		r.client.tally.read.Add(int64(record.Size()))
 		if record.ID != ids[n] || record.Kind != kind {
 			return n, finally(fmt.Errorf("record %s: the server sent %s instead: %w", ids[n], record.ID, chunk.ErrDamaged))
@@ -203,7 +203,7 @@ func (r *RemoteRepository) receive(h *http.Response, kind chunk.Kind, ids []chun
 		if err := emit(record); err != nil {
 			return n, finally(err)
 		}
-		watch.Reset(silence)
+		watch.expect(true)
 		n++
 	}
 	if _, err := io.Copy(io.Discard, io.LimitReader(h.Body, 1)); err == nil {
@@ -286,7 +286,7 @@ func (s *RemoteSession) Have(ctx context.Context, kind chunk.Kind, ids []chunk.I
 	for len(ids) > 0 {
 		n := min(len(ids), MaxIDs)
 		err := s.repository.client.do(ctx, exchange{method: "POST", path: s.path + "/have?kind=" + kindName(kind), body: appendIDs(nil, ids[:n]),
-			kind: "application/octet-stream", attempt: controlAttempt, quiet: silence, answer: func(h *http.Response) error {
+			kind: "application/octet-stream", attempt: controlAttempt, quiet: mute, answer: func(h *http.Response) error {
 				b, err := readAnswer(h, MaxIDs/8+1)
 				if err != nil {
 					return err
@@ -315,7 +315,7 @@ func (s *RemoteSession) Put(ctx context.Context, batch []byte) error {
 		return fmt.Errorf("send records: a batch of %d bytes, at most %d", len(batch), MaxBatch)
 	}
 	err := s.repository.client.do(ctx, exchange{method: "POST", path: s.path + "/records", body: batch,
-		kind: "application/octet-stream", attempt: dataAttempt, quiet: silence, answer: func(*http.Response) error { return nil }})
+		kind: "application/octet-stream", attempt: dataAttempt, quiet: mute, answer: func(*http.Response) error { return nil }})
 	if err == nil {
 		s.repository.client.tally.put.Add(int64(len(batch)))
 	}

@@ -20,39 +20,70 @@ type route struct {
 	method, path string
 	need         need
 	limit        time.Duration // of the whole request; 0: controlTimeout
+	body         int64         // most bytes of a body that is no JSON; streamed
 	handle       func(*Server, *request) error
 }
+
+// streamed is a body that is never whole in memory.
+const streamed = -1
 
 const (
 	inRepository = "/v1/agent/repositories/{repository}"
 	inSession    = inRepository + "/sessions/{session}"
 )
 
+// most is how large the JSON of a route may be.
+func (r route) most() int64 {
+	if r.need == anyone {
+		return maxEnrol // whoever sends it is a stranger
+	}
+	return maxJSON
+}
+
+// room is how much memory a body of so many bytes, -1 if that is unknown, may
+// need at once.
+func (r route) room(length int64) int64 {
+	switch {
+	case length == 0:
+		return 0
+	case r.body == streamed:
+		return bufferSize
+	}
+	most := r.body
+	if most == 0 {
+		most = r.most()
+	}
+	if length < 0 || length > most {
+		length = most
+	}
+	return 2 * length // it grows as it arrives
+}
+
 // transferLimit ends a data request that is as slow as the lowest rate allows.
 const transferLimit = time.Hour
 
 // routes is the whole wire.
 var routes = []route{
-	{"POST", "/v1/enrol", anyone, 0, (*Server).enrol},
-	{"POST", "/v1/agent/certificate", renewing, 0, (*Server).renew},
-	{"GET", "/v1/agent/site", known, 0, (*Server).site},
-	{"POST", "/v1/agent/runs/{run}/events", known, 0, (*Server).event},
+	{"POST", "/v1/enrol", anyone, 0, 0, (*Server).enrol},
+	{"POST", "/v1/agent/certificate", renewing, 0, 0, (*Server).renew},
+	{"GET", "/v1/agent/site", known, 0, 0, (*Server).site},
+	{"POST", "/v1/agent/runs/{run}/events", known, 0, 0, (*Server).event},
 
-	{"GET", inRepository + "/keys", admitted, 0, (*Server).wraps},
-	{"GET", inRepository + "/keys/{wrap}", admitted, 0, (*Server).wrap},
-	{"PUT", inRepository + "/keys/{wrap}", admitted, 0, (*Server).putWrap},
+	{"GET", inRepository + "/keys", admitted, 0, 0, (*Server).wraps},
+	{"GET", inRepository + "/keys/{wrap}", admitted, 0, 0, (*Server).wrap},
+	{"PUT", inRepository + "/keys/{wrap}", admitted, 0, chunk.MaxWrap, (*Server).putWrap},
 
-	{"POST", inRepository + "/sessions", admitted, commitTimeout, (*Server).begin},
-	{"GET", inSession, admitted, 0, (*Server).session},
-	{"DELETE", inSession, admitted, 0, (*Server).abort},
-	{"POST", inSession + "/have", admitted, 0, (*Server).have},
-	{"POST", inSession + "/records", admitted, transferLimit, (*Server).records},
-	{"POST", inSession + "/commit", admitted, commitTimeout, (*Server).commit},
+	{"POST", inRepository + "/sessions", admitted, commitTimeout, 0, (*Server).begin},
+	{"GET", inSession, admitted, 0, 0, (*Server).session},
+	{"DELETE", inSession, admitted, 0, 0, (*Server).abort},
+	{"POST", inSession + "/have", admitted, 0, MaxIDs * int64(idSize), (*Server).have},
+	{"POST", inSession + "/records", admitted, transferLimit, streamed, (*Server).records},
+	{"POST", inSession + "/commit", admitted, commitTimeout, point.MaxManifest, (*Server).commit},
 
-	{"GET", inRepository + "/points", admitted, 0, (*Server).points},
-	{"GET", inRepository + "/points/{point}", admitted, 0, (*Server).manifest},
-	{"DELETE", inRepository + "/points/{point}", admitted, 0, (*Server).forget},
-	{"POST", inRepository + "/read", admitted, transferLimit, (*Server).read},
+	{"GET", inRepository + "/points", admitted, 0, 0, (*Server).points},
+	{"GET", inRepository + "/points/{point}", admitted, 0, 0, (*Server).manifest},
+	{"DELETE", inRepository + "/points/{point}", admitted, 0, 0, (*Server).forget},
+	{"POST", inRepository + "/read", admitted, transferLimit, MaxIDs * int64(idSize), (*Server).read},
 }
 
 func (s *Server) enrol(q *request) error {
@@ -506,14 +537,15 @@ func (s *Server) read(q *request) error {
 	if err != nil {
 		return invalid("ids", "%v", err)
 	}
-	out, moved := &pacedWriter{control: http.NewResponseController(q.w), w: q.w}, s.tally(q)
-	defer q.gather()()
+	out, moved := &pacedWriter{piece: s.timing.piece, control: http.NewResponseController(q.w), w: q.w}, s.tally(q)
+	callOff := func() {}
+	defer func() { callOff() }()
 	var header [chunk.HeaderSize]byte
 	var sending time.Duration
 	begun, start := false, time.Now()
 	err = g.Read(q.Context(), kind, ids, func(r chunk.Record) error {
 		if !begun {
-			begun = true
+			begun, callOff = true, q.gather() // not before: interim answers go out at once
 			q.w.Header().Set("Content-Type", "application/octet-stream")
 			q.w.Header().Set("Trailer", HeaderTook+", "+HeaderProblem)
 			q.w.WriteHeader(http.StatusOK)

@@ -16,8 +16,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/net/netutil"
-
 	"github.com/holdfast-dr/holdfast/core/access"
 	"github.com/holdfast-dr/holdfast/core/audit"
 	"github.com/holdfast-dr/holdfast/core/pki"
@@ -25,10 +23,9 @@ import (
 	"github.com/holdfast-dr/holdfast/core/tenant"
 )
 
-// The bounds of a server. Time-outs of bodies are per piece, with a lowest rate
-// for the whole.
+// The bounds of a server, beside Limits and rooms. Time-outs of bodies are per
+// piece, with a lowest rate for the whole.
 const (
-	maxConnections = 4096
 	maxHeader      = 32 << 10
 	headerTimeout  = 10 * time.Second
 	idleTimeout    = 2 * time.Minute
@@ -63,8 +60,28 @@ type Config struct {
 	// Authorities is the PEM of the CA certificates that agents are to trust.
 	Authorities func(ctx context.Context) (string, error)
 	Reports     Reports
+	Limits      Limits
 	Now         func() time.Time // nil: time.Now
 	Log         *slog.Logger     // nil: slog.Default
+
+	timing timing // shorter in tests
+}
+
+// timing is when a server loses patience with a peer. A field that is 0 has its
+// constant.
+type timing struct{ header, idle, piece, beat time.Duration }
+
+func (t timing) complete() timing {
+	set := func(d *time.Duration, fallback time.Duration) {
+		if *d == 0 {
+			*d = fallback
+		}
+	}
+	set(&t.header, headerTimeout)
+	set(&t.idle, idleTimeout)
+	set(&t.piece, pieceTimeout)
+	set(&t.beat, beat)
+	return t
 }
 
 // Server is the provider's end of the wire. The zero value is of no use; see
@@ -74,23 +91,15 @@ type Server struct {
 	admission *admission
 	mux       *http.ServeMux
 	buffers   sync.Pool
+	timing    timing
+	door      *door
+	rooms     *rooms
+	refusals  *Refusals
 
 	mu      sync.Mutex
-	lines   map[*line]struct{}
 	touched map[string]time.Time // agent → when it was last written down
 	tallies map[tenant.ID]*tally // without what open connections moved
 }
-
-// line is one connection, and whose it turned out to be.
-type line struct {
-	conn net.Conn
-
-	mu     sync.Mutex
-	tenant tenant.ID
-	agent  string
-}
-
-type lineKey struct{}
 
 // NewServer makes a server of the wire.
 func NewServer(c Config) *Server {
@@ -101,7 +110,9 @@ func NewServer(c Config) *Server {
 		c.Log = slog.Default()
 	}
 	s := &Server{config: c, admission: newAdmission(c.Tenants, c.Quota, c.Now), mux: http.NewServeMux(),
-		lines: map[*line]struct{}{}, touched: map[string]time.Time{}, tallies: map[tenant.ID]*tally{}}
+		timing: c.timing.complete(), rooms: newRooms(), refusals: NewRefusals(c.Log, c.Now),
+		touched: map[string]time.Time{}, tallies: map[tenant.ID]*tally{}}
+	s.door = newDoor(c.Limits, s.settle)
 	s.buffers.New = func() any { b := make([]byte, bufferSize); return &b }
 	for _, r := range routes {
 		s.mux.Handle(r.method+" "+r.path, s.route(r))
@@ -116,18 +127,17 @@ func (s *Server) Serve(ctx context.Context, config *tls.Config, api http.Handler
 	server := &http.Server{
 		Handler:           s.Handler(api),
 		TLSConfig:         Harden(config),
-		ReadHeaderTimeout: headerTimeout,
-		IdleTimeout:       idleTimeout,
+		ReadHeaderTimeout: s.timing.header, // of the handshake, too
+		IdleTimeout:       s.timing.idle,
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          slog.NewLogLogger(s.config.Log.Handler(), slog.LevelDebug),
-		ConnContext:       s.connected,
-		ConnState:         s.changed,
+		ConnContext:       withLine,
 		Protocols:         new(http.Protocols),
 	}
 	server.Protocols.SetHTTP1(true)
 	ended := make(chan error, len(listeners))
 	for _, l := range listeners {
-		go func() { ended <- server.ServeTLS(counting{netutil.LimitListener(l, maxConnections)}, "", "") }()
+		go func() { ended <- server.ServeTLS(doored{l, s.door, s.turnedAway}, "", "") }()
 	}
 	var err error
 	running := len(listeners)
@@ -168,12 +178,17 @@ func Harden(c *tls.Config) *tls.Config {
 // Handler is the wire and, for all other paths, the API.
 func (s *Server) Handler(api http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		control := http.NewResponseController(w)
+		if r.ContentLength != 0 {
+			// Whoever reads the body sets deadlines of its own. This one ends what
+			// nobody wants and the server would read to keep the connection.
+			_ = control.SetReadDeadline(time.Now().Add(s.timing.piece))
+		}
 		if r.URL.Path == "/v1/enrol" || r.URL.Path == "/v1/agent" || strings.HasPrefix(r.URL.Path, "/v1/agent/") {
 			s.ServeHTTP(w, r)
 			return
 		}
-		deadline := s.config.Now().Add(controlTimeout) // a stream of events pushes it out itself
-		_ = http.NewResponseController(w).SetWriteDeadline(deadline)
+		_ = control.SetWriteDeadline(time.Now().Add(controlTimeout)) // a stream of events pushes it out itself
 		api.ServeHTTP(w, r)
 	})
 }
@@ -200,73 +215,23 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mux.ServeHTTP(w, r)
 }
 
-// connected and changed keep account of open connections.
-func (s *Server) connected(ctx context.Context, c net.Conn) context.Context {
-	l := &line{conn: c}
-	if t, ok := c.(*tls.Conn); ok {
-		l.conn = t.NetConn() // closing it does not wait to say goodbye
-	}
-	s.mu.Lock()
-	s.lines[l] = struct{}{}
-	s.mu.Unlock()
-	return context.WithValue(ctx, lineKey{}, l)
-}
-
-func (s *Server) changed(c net.Conn, state http.ConnState) {
-	if state != http.StateClosed && state != http.StateHijacked {
-		return
-	}
-	if t, ok := c.(*tls.Conn); ok {
-		c = t.NetConn()
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for l := range s.lines {
-		if l.conn == c {
-			delete(s.lines, l)
-			s.settle(l)
-			return
-		}
-	}
+// turnedAway tells of a connection for which there was no room.
+func (s *Server) turnedAway(c net.Conn) {
+	address := access.Neighbourhood(c.RemoteAddr().String())
+	s.refusals.Note(context.Background(), slog.LevelWarn, "connection "+address, "connection refused: there are too many", "address", address)
 }
 
 // Connections is how many connections of agents are open.
-func (s *Server) Connections() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	n := 0
-	for l := range s.lines {
-		l.mu.Lock()
-		if l.agent != "" {
-			n++
-		}
-		l.mu.Unlock()
-	}
-	return n
-}
+func (s *Server) Connections() int { return s.door.count(func(l *line) bool { return l.agent != "" }) }
 
 // DisconnectTenant closes every open connection of a tenant's agents.
 func (s *Server) DisconnectTenant(id tenant.ID) int {
-	return s.disconnect(func(l *line) bool { return l.tenant == id })
+	return s.door.close(func(l *line) bool { return l.agent != "" && l.tenant == id })
 }
 
 // DisconnectAgent closes every open connection of an agent.
 func (s *Server) DisconnectAgent(id string) int {
-	return s.disconnect(func(l *line) bool { return l.agent == id })
-}
-
-func (s *Server) disconnect(which func(*line) bool) (closed int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for l := range s.lines {
-		l.mu.Lock()
-		if l.agent != "" && which(l) {
-			_ = l.conn.Close()
-			closed++
-		}
-		l.mu.Unlock()
-	}
-	return closed
+	return s.door.close(func(l *line) bool { return l.agent != "" && l.agent == id })
 }
 
 // access levels of routes, in growing order of what a caller must be.
@@ -283,6 +248,7 @@ const (
 type request struct {
 	*http.Request
 	w     http.ResponseWriter
+	route route
 	id    string
 	agent access.Agent
 	who   pki.Identity
@@ -301,10 +267,9 @@ func (s *Server) route(r route) http.Handler {
 		defer cancel()
 		control := http.NewResponseController(w)
 		_ = control.SetWriteDeadline(time.Now().Add(limit + pieceTimeout))
-		if hr.ContentLength != 0 {
-			_ = control.SetReadDeadline(time.Now().Add(pieceTimeout)) // bodyDone lifts it
-		}
-		q := &request{Request: hr.WithContext(ctx), w: w, id: hr.Header.Get(HeaderRequest), start: time.Now()}
+		beating := newBeating(w, s.timing.beat)
+		defer beating.stop()
+		q := &request{Request: hr.WithContext(ctx), w: beating, route: r, id: hr.Header.Get(HeaderRequest), start: time.Now()}
 		err := s.serve(r, q)
 		if err != nil {
 			s.refuse(q, err)
@@ -325,6 +290,13 @@ func (s *Server) serve(r route, q *request) error {
 		if _, err := s.admission.admit(q.Context(), q.agent.TenantID); err != nil {
 			return err
 		}
+	}
+	if n := r.room(q.ContentLength); n > 0 {
+		leave, err := s.rooms.take(q.Context(), q.agent.TenantID, n)
+		if err != nil {
+			return err
+		}
+		defer leave()
 	}
 	q.Request = q.WithContext(audit.With(q.Context(), audit.Origin{
 		Actor: "agent:" + q.agent.ID, Name: q.agent.Name, Address: q.RemoteAddr, Request: q.id}))
@@ -348,7 +320,8 @@ func (s *Server) identify(q *request, need need) error {
 	}
 	who, err := s.config.Verify(*q.TLS, s.config.Now())
 	if err != nil {
-		s.config.Log.Info("client certificate refused", "request", q.id, "address", q.RemoteAddr, "error", err)
+		s.refusals.Note(q.Context(), slog.LevelInfo, "certificate "+access.Neighbourhood(q.RemoteAddr), "client certificate refused",
+			"request", q.id, "address", q.RemoteAddr, "error", err)
 		return NewProblem(http.StatusUnauthorized, CodeCertificate, "the client certificate is not accepted by this provider").
 			WithHint("enrol the agent again with a new token of this provider")
 	}
@@ -367,10 +340,9 @@ func (s *Server) identify(q *request, need need) error {
 			WithHint("the agent renews it by itself; if this stays, restart it")
 	}
 	q.agent, q.who = agent, who
-	if l, ok := q.Context().Value(lineKey{}).(*line); ok {
-		l.mu.Lock()
-		l.tenant, l.agent = agent.TenantID, agent.ID
-		l.mu.Unlock()
+	if err := recognise(q.Context(), agent.TenantID, agent.ID); err != nil {
+		q.w.Header().Set("Connection", "close")
+		return err
 	}
 	s.touch(q)
 	return nil
@@ -400,13 +372,18 @@ func (s *Server) touch(q *request) {
 // the answer is not lost in a reset of the connection.
 func (s *Server) refuse(q *request, err error) {
 	p := ProblemOf(err)
-	level := slog.LevelInfo
+	attributes := []any{"request", q.id, "method", q.Method, "path", q.URL.Path, "address", q.RemoteAddr,
+		"agent", q.agent.ID, "tenant", q.agent.TenantID, "code", p.Code, "error", err}
 	if p.Status == http.StatusInternalServerError {
-		level = slog.LevelError
 		p.Detail += " (request " + q.id + ")"
+		s.config.Log.ErrorContext(q.Context(), "request refused", attributes...) // each, for it is this server's fault
+	} else {
+		who := q.agent.ID
+		if who == "" {
+			who = access.Neighbourhood(q.RemoteAddr)
+		}
+		s.refusals.Note(q.Context(), slog.LevelInfo, who+" "+q.route.method+" "+q.route.path+" "+string(p.Code), "request refused", attributes...)
 	}
-	s.config.Log.Log(q.Context(), level, "request refused", "request", q.id, "method", q.Method, "path", q.URL.Path,
-		"agent", q.agent.ID, "tenant", q.agent.TenantID, "code", p.Code, "error", err)
 	s.drain(q)
 	q.header()
 	p.Write(q.w)
@@ -455,7 +432,7 @@ func (q *request) nothing() error {
 
 // decode reads a JSON body, strictly.
 func (s *Server) decode(q *request, v any) error {
-	b, err := s.readAll(q, maxJSON)
+	b, err := s.readAll(q, q.route.most())
 	if err != nil {
 		return err
 	}
@@ -465,8 +442,12 @@ func (s *Server) decode(q *request, v any) error {
 	return nil
 }
 
-// readAll reads a whole body of at most limit bytes.
+// readAll reads a whole body of at most limit bytes, and lifts the deadline of
+// reading.
 func (s *Server) readAll(q *request, limit int64) ([]byte, error) {
+	if q.ContentLength > limit {
+		return nil, tooLarge()
+	}
 	b, err := io.ReadAll(s.body(q, limit))
 	if err != nil {
 		return nil, bodyError(err)
@@ -483,11 +464,15 @@ func (s *Server) bodyDone(q *request) {
 
 func bodyError(err error) error {
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		return NewProblem(http.StatusRequestEntityTooLarge, CodeTooLarge, "the request is larger than the wire allows")
+		return tooLarge()
 	}
 	p := NewProblem(http.StatusRequestTimeout, CodeUnavailable, "the body of the request did not arrive: "+err.Error())
 	p.RetryAfter = 1
 	return p
+}
+
+func tooLarge() error {
+	return NewProblem(http.StatusRequestEntityTooLarge, CodeTooLarge, "the request is larger than the wire allows")
 }
 
 func invalid(field, format string, args ...any) error {
@@ -497,10 +482,11 @@ func invalid(field, format string, args ...any) error {
 // body reads a request's body with a deadline for each piece and a lowest rate
 // for the whole.
 func (s *Server) body(q *request, limit int64) io.Reader {
-	return &pacedReader{control: http.NewResponseController(q.w), r: http.MaxBytesReader(q.w, q.Body, limit), start: time.Now()}
+	return &pacedReader{control: http.NewResponseController(q.w), r: http.MaxBytesReader(q.w, q.Body, limit), piece: s.timing.piece, start: time.Now()}
 }
 
 type pacedReader struct {
+	piece   time.Duration
 	control *http.ResponseController
 	r       io.Reader
 	start   time.Time
@@ -509,11 +495,11 @@ type pacedReader struct {
 
 func (p *pacedReader) Read(b []byte) (int, error) {
 	now := time.Now()
-	latest := p.start.Add(pieceTimeout + time.Duration(p.read/lowestRate)*time.Second)
+	latest := p.start.Add(p.piece + time.Duration(p.read/lowestRate)*time.Second)
 	if now.After(latest) {
 		return 0, fmt.Errorf("slower than %d bytes per second", lowestRate)
 	}
-	if err := p.control.SetReadDeadline(now.Add(pieceTimeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+	if err := p.control.SetReadDeadline(now.Add(p.piece)); err != nil && !errors.Is(err, http.ErrNotSupported) {
 		return 0, err
 	}
 	n, err := p.r.Read(b)
@@ -523,6 +509,7 @@ func (p *pacedReader) Read(b []byte) (int, error) {
 
 // pacedWriter writes an answer with a deadline for each piece.
 type pacedWriter struct {
+	piece   time.Duration
 	control *http.ResponseController
 	w       io.Writer
 }
@@ -536,7 +523,7 @@ func (p *pacedWriter) Write(b []byte) (int, error) {
 
 // extend puts the deadline off.
 func (p *pacedWriter) extend() error {
-	err := p.control.SetWriteDeadline(time.Now().Add(pieceTimeout))
+	err := p.control.SetWriteDeadline(time.Now().Add(p.piece))
 	if errors.Is(err, http.ErrNotSupported) {
 		return nil
 	}

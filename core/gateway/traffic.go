@@ -4,6 +4,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/holdfast-dr/holdfast/core/tenant"
 )
@@ -34,7 +35,7 @@ func (t *tally) traffic() Traffic {
 type socket struct {
 	net.Conn
 	received, sent *atomic.Int64
-	moved          atomic.Int64 // bytes, either way, on this connection
+	moved          atomic.Int64 // when bytes moved last, in nanoseconds since 1970
 
 	mu       sync.Mutex // guards what follows, and keeps writes in order
 	gathers  bool
@@ -44,8 +45,7 @@ type socket struct {
 
 func (s *socket) Read(b []byte) (int, error) {
 	n, err := s.Conn.Read(b)
-	s.received.Add(int64(n))
-	s.moved.Add(int64(n))
+	s.count(s.received, n)
 	return n, err
 }
 
@@ -67,8 +67,7 @@ func (s *socket) Write(b []byte) (int, error) {
 
 func (s *socket) write(b []byte) (int, error) {
 	n, err := s.Conn.Write(b)
-	s.sent.Add(int64(n))
-	s.moved.Add(int64(n))
+	s.count(s.sent, n)
 	return n, err
 }
 
@@ -104,42 +103,34 @@ func (s *socket) gather() (callOff func()) {
 // gather makes the connection of a request gather, until the answer is written.
 func (q *request) gather() (callOff func()) {
 	if l, ok := q.Context().Value(lineKey{}).(*line); ok {
-		if s, ok := l.conn.(*socket); ok {
-			return s.gather()
-		}
+		return l.gather()
 	}
 	return func() {}
 }
 
-// counting is a listener whose connections are sockets that count for
-// themselves: whose they are turns out later.
-type counting struct{ net.Listener }
-
-func (l counting) Accept() (net.Conn, error) {
-	conn, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
+func (s *socket) count(sum *atomic.Int64, n int) {
+	if n > 0 {
+		sum.Add(int64(n))
+		s.moved.Store(time.Now().UnixNano())
 	}
-	return &socket{Conn: conn, received: new(atomic.Int64), sent: new(atomic.Int64)}, nil
 }
 
 // Traffic is what moved between this server and a tenant's agents, over the
 // connections that are open and those that are not any more.
 func (s *Server) Traffic(id tenant.ID) Traffic {
+	s.door.mu.Lock() // before s.mu, as when a connection leaves: it is counted here or there
+	defer s.door.mu.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var sum Traffic
 	if t := s.tallies[id]; t != nil {
 		sum = t.traffic()
 	}
-	for l := range s.lines {
-		l.mu.Lock()
-		c, ok := l.conn.(*socket)
-		if ok && l.agent != "" && l.tenant == id {
-			sum.ReceivedBytes += c.received.Load()
-			sum.SentBytes += c.sent.Load()
+	for l := range s.door.lines {
+		if l.agent != "" && l.tenant == id {
+			sum.ReceivedBytes += l.counted.received.Load()
+			sum.SentBytes += l.counted.sent.Load()
 		}
-		l.mu.Unlock()
 	}
 	return sum
 }
@@ -154,16 +145,17 @@ func (s *Server) tallyOf(id tenant.ID) *tally {
 	return t
 }
 
-// settle adds what a connection moved to its tenant's counters when it has
-// ended; s.mu is held.
+// settle adds what a connection moved to its tenant's counters when it ends; the
+// door's lock is held.
 func (s *Server) settle(l *line) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if c, ok := l.conn.(*socket); ok && l.agent != "" {
-		t := s.tallyOf(l.tenant)
-		t.received.Add(c.received.Load())
-		t.sent.Add(c.sent.Load())
+	if l.agent == "" {
+		return
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.tallyOf(l.tenant)
+	t.received.Add(l.counted.received.Load())
+	t.sent.Add(l.counted.sent.Load())
 }
 
 // tally is that of the request's tenant.

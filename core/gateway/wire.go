@@ -33,6 +33,7 @@ const (
 	HeaderTask    = "Holdfast-Task"     // which disk the request works for; admission counts them
 	HeaderProblem = "Holdfast-Problem"  // trailer: a problem after the answer began, JSON on one line
 	HeaderAgent   = "Holdfast-Agent"    // version of the agent's program
+	HeaderAlive   = "Holdfast-Alive"    // answer: seconds between the interim answers (102) of a request that takes long
 )
 
 // The bounds of the wire.
@@ -41,6 +42,7 @@ const (
 	MaxIDs   = 16384    // ids in one request
 	MaxTask  = 64       // bytes of a task's name
 	maxJSON  = 1 << 20  // of a control request
+	maxEnrol = 64 << 10 // of a stranger's
 	idSize   = len(chunk.ID{})
 )
 
