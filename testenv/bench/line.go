@@ -71,7 +71,7 @@ func (l lines) all() (qualities []wan.Quality) {
 const (
 	// lineTime is about how long one transfer takes, so that beginning and end
 	// count for little.
-	lineTime  = 25 * time.Second
+	lineTime  = 45 * time.Second
 	leastLine = 64 * mib
 	mostLine  = 2 * gib
 	// lineTarget is the share of what bare TLS connections get.
@@ -123,7 +123,7 @@ func (b *bench) overLine(ctx context.Context, q wan.Quality, seed uint64) (resul
 	defer func() { err = errors.Join(err, line.Close()) }()
 
 	// What the line carries in a while says how large the disk is.
-	const probe, connections = 24 * mib, 4
+	const probe, connections = 48 * mib, 4
 	took, err := bareTLS(ctx, line, connections, func() (io.Reader, error) { return noiseReader(probe), nil })
 	if err != nil {
 		return result, err
