@@ -174,7 +174,7 @@ func (k *Keyring) NewOpener() *Opener {
 // that a chunk sealed under a good id with other content is found. Errors wrap
 // ErrDamaged, but for a key that the ring does not have.
 func (o *Opener) Open(dst []byte, r Record) ([]byte, error) {
-	if r.Kind != KindData || len(r.Body) <= Overhead || r.PlainLength > MaxSize {
+	if r.Kind != KindData || len(r.Body) <= Overhead || r.PlainLength == 0 || r.PlainLength > MaxSize {
 		return dst, fmt.Errorf("open record %s: not a chunk of data: %w", r.ID, ErrDamaged)
 	}
 	aead, err := o.keys.derive(r.KeyNumber, chunkContext, r.ID[:])

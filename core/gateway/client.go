@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -147,7 +148,7 @@ func Address(s string) (string, error) {
 	if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 || host == "" {
 		return "", fmt.Errorf("address %.200q: want HOST or HOST:PORT", s)
 	}
-	if u, err := url.Parse("https://" + net.JoinHostPort(host, port)); err != nil || u.Path != "" || u.User != nil {
+	if u, err := url.Parse("https://" + net.JoinHostPort(host, port)); err != nil || u.Host != net.JoinHostPort(host, port) || strings.ContainsAny(host, "[]") {
 		return "", fmt.Errorf("address %.200q: want HOST or HOST:PORT", s)
 	}
 	return net.JoinHostPort(host, port), nil

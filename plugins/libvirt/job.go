@@ -74,7 +74,7 @@ func (t ticket) snapshotID(machine sdk.MachineID) string {
 
 func parseSnapshotID(id string) (machine sdk.MachineID, checkpoint string, ok bool) {
 	m, c, ok := strings.Cut(id, "/")
-	return sdk.MachineID(m), c, ok && strings.HasPrefix(c, checkpointPrefix)
+	return sdk.MachineID(m), c, ok && m != "" && strings.HasPrefix(c, checkpointPrefix)
 }
 
 // job is a machine's running backup.
