@@ -180,6 +180,13 @@ func TestReloadOfWhatIsNotEnabled(t *testing.T) {
 func TestReloadUnderFire(t *testing.T) {
 	s := newScene(t, "1.0.0", Options{}, PluginPolicy{})
 	e := s.bad("", "")
+	// It runs before its file is exchanged: what starts between that and the
+	// reload is not the program that was enabled, and is refused.
+	_, release, err := s.Open(t.Context(), e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	release()
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error)
 	const workers = 3

@@ -57,6 +57,7 @@ type site struct {
 	bin       time.Duration
 	log       *slog.Logger
 	sync      func(*os.File) error
+	damaged   bool // something was, so what it took may be given back late, and collections wait
 }
 
 // deadline is far beyond what any test takes; it turns a hang into a failure.
