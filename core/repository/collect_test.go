@@ -37,8 +37,8 @@ func (s *site) collect(o repository.CollectOptions) repository.CollectReport {
 }
 
 // wantBooks checks that every byte of the store is accounted for, and that what
-// is charged is what live points take. While a page of a point cannot be read,
-// nothing is given back.
+// is charged is what live points and what is pending take. Where something was
+// damaged, what it took may be given back late.
 func (s *site) wantBooks() repository.Usage {
 	s.t.Helper()
 	u, err := s.repo.Usage(testContext(s.t), repository.UsageOptions{})
@@ -65,7 +65,7 @@ func (s *site) wantBooks() repository.Usage {
 	if used, _ := s.catalogue.Used(s.id); used < u.LiveBytes || used > u.LiveBytes && !s.damaged {
 		s.t.Errorf("charged are %d bytes, live points take %d", used, u.LiveBytes)
 	}
-	if pending := s.catalogue.Pending(s.id); pending != u.PendingBytes {
+	if pending := s.catalogue.Pending(s.id); pending < u.PendingBytes || pending > u.PendingBytes && !s.damaged {
 		s.t.Errorf("charged as pending are %d bytes, the packs have %d", pending, u.PendingBytes)
 	}
 	return u
