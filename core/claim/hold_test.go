@@ -69,6 +69,7 @@ func TestHoldRenewsAndReleases(t *testing.T) {
 			t.Fatal(err)
 		}
 		<-time.After(10 * DefaultTTL)
+		synctest.Wait() // for what is due at this very moment
 		if work.Err() != nil || s.renewals < 29 || held.Epoch() != 1 {
 			t.Fatalf("after ten lifetimes: %v, %d renewals", context.Cause(work), s.renewals)
 		}
@@ -96,6 +97,7 @@ func TestABlipIsSurvived(t *testing.T) {
 			t.Fatal(err)
 		}
 		<-time.After(5 * DefaultTTL)
+		synctest.Wait() // for what is due at this very moment
 		if work.Err() != nil {
 			t.Errorf("lost: %v", context.Cause(work))
 		}
