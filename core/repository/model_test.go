@@ -29,9 +29,9 @@ import (
 	"github.com/holdfast-dr/holdfast/core/repository/repositorytest"
 )
 
-// Histories and steps of one run of the model, always the same ones: what a change
-// breaks is not to be confused with what a new history finds. FAULTS=N asks for N
-// new histories, and -rapid.checks, -rapid.steps and -rapid.seed do what rapid says.
+// Histories and steps of one run of the model. The seed is fixed, so that what a
+// change breaks is seldom confused with what a new history finds; ids and times
+// still differ, and histories with them. FAULTS=N asks for N new ones, and -rapid.checks, -rapid.steps and -rapid.seed do what rapid says.
 const (
 	modelHistories = 60
 	modelSteps     = 60
