@@ -345,7 +345,9 @@ func (w *world) resume(rt *rapid.T) {
 		kept = append(kept, b)
 	}
 	w.open = kept
-	for _, id := range w.repo.Sessions() {
+	sessions := w.repo.Sessions()
+	slices.SortFunc(sessions, func(a, b chunk.SessionID) int { return bytes.Compare(a[:], b[:]) })
+	for _, id := range sessions {
 		if known[id] {
 			continue
 		}
@@ -645,13 +647,13 @@ func (w *world) giveUp(rt *rapid.T, report repository.VerifyReport) {
 	for _, id := range report.Affected {
 		affected[id] = true
 	}
-	for id := range w.live {
+	for _, id := range slices.Sorted(maps.Keys(w.live)) {
 		got, err := w.restore(ctx, id, 0)
 		if affected[id] != (err != nil) || err == nil && !bytes.Equal(got, w.live[id]) {
 			rt.Errorf("point %s is affected: %v; its restore: %v", id, affected[id], err)
 		}
 	}
-	for id := range affected {
+	for _, id := range slices.Sorted(maps.Keys(affected)) {
 		if _, live := w.live[id]; live {
 			if err := w.repo.Forget(ctx, id); err != nil {
 				rt.Fatal(err)

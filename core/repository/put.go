@@ -233,11 +233,14 @@ func (s *Session) shipSome(ctx context.Context) error {
 // shipSealed ships every finished pack; s.shipping is held.
 func (s *Session) shipSealed(ctx context.Context) error {
 	for {
-		p, err := s.nextSealed(ctx)
-		if err != nil || p == nil {
-			return err
+		p, err := s.shipNext(ctx)
+		if err == nil && p != nil && p.taken {
+			p, err = s.shipNext(ctx) // under another name; a store that has that one, too, is not asked for ever
+			if err == nil && p != nil && p.taken {
+				err = fmt.Errorf("store pack %s: the store has it with other content: %w", p.id, chunk.ErrDamaged)
+			}
 		}
-		if err := s.r.ship(ctx, p, sessionText(s.id)); err != nil {
+		if err != nil || p == nil {
 			return err
 		}
 		s.mu.Lock()
@@ -246,11 +249,26 @@ func (s *Session) shipSealed(ctx context.Context) error {
 	}
 }
 
+// shipNext ships the first finished pack, nil if there is none. One whose name
+// turned out to be taken stays the first, and is shipped anew by the next call.
+func (s *Session) shipNext(ctx context.Context) (*spoolPack, error) {
+	p, err := s.nextSealed(ctx)
+	if err != nil || p == nil {
+		return nil, err
+	}
+	err = s.r.ship(ctx, p, sessionText(s.id))
+	if err != nil && p.taken {
+		s.r.log.Error("a pack was damaged in the store before its session ended, and is stored again", "pack", p.id, "error", err)
+		return p, nil
+	}
+	return p, err
+}
+
 // nextSealed is the finished pack that is shipped next, nil if there is none.
 func (s *Session) nextSealed(ctx context.Context) (*spoolPack, error) {
 	for {
 		p, err := s.firstSealed()
-		if err != nil || p == nil || !p.doubtful {
+		if err != nil || p == nil || !p.doubtful && !p.taken {
 			return p, err
 		}
 		fresh, err := s.r.renew(ctx, p)
@@ -297,8 +315,10 @@ func (s *Session) closePacks() {
 	defer s.writing.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for kind, p := range s.open {
-		s.sealed = append(s.sealed, p)
-		delete(s.open, kind)
+	for _, kind := range []PackKind{chunk.KindData, chunk.KindPage} { // pages come after what they name
+		if p := s.open[kind]; p != nil {
+			s.sealed = append(s.sealed, p)
+			delete(s.open, kind)
+		}
 	}
 }

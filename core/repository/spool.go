@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -31,6 +32,10 @@ type spoolPack struct {
 	// from now on, because one failed or may have failed in an earlier life. It is
 	// shipped by way of a new file; see renew.
 	doubtful bool
+
+	// taken: the store has an object of the pack's name that is not this pack, or
+	// is not any more. What is in the file is shipped under another name.
+	taken bool
 
 	mu         sync.Mutex // guards what follows, which the writer changes and others read
 	packObject            // size is the bytes in the file
@@ -220,28 +225,28 @@ func (r *Repository) store(ctx context.Context, p *spoolPack) error {
 	// Nobody else has this id: an earlier attempt came through and its answer
 	// was lost.
 	entries, err := readFooter(ctx, r.blobs, p.packObject)
-	if err != nil {
-		return err
+	if err == nil && !slices.Equal(entries, p.entries) {
+		err = fmt.Errorf("it exists with other records: %w", chunk.ErrDamaged)
 	}
-	if len(entries) != len(p.entries) || len(entries) > 0 && entries[len(entries)-1] != p.entries[len(entries)-1] {
-		return fmt.Errorf("pack %s exists with other records: %w", p.id, chunk.ErrDamaged)
-	}
-	return nil
+	p.taken = damagedOrCut(err)
+	return err
 }
 
-// renew writes the records of a doubtful spool file to a new one, under a new
-// pack id. What is not what was received is left out: a commit that needs it
+// renew writes the records of a doubtful spool file, or of one whose name is
+// taken, to a new one, under a new pack id. What is not what was received is left out: a commit that needs it
 // answers that it is missing, and the agent sends it again. A file that is in
 // the store already was synced before it came there, and stays as it is. nil
 // means that no record is left.
 func (r *Repository) renew(ctx context.Context, p *spoolPack) (_ *spoolPack, err error) {
-	_, err = blob.Stat(ctx, r.blobs, p.name)
-	if err == nil {
-		p.doubtful = false
-		return p, nil
-	}
-	if !errors.Is(err, blob.ErrNotFound) {
-		return nil, err
+	if !p.taken {
+		_, err = blob.Stat(ctx, r.blobs, p.name)
+		if err == nil {
+			p.doubtful = false
+			return p, nil
+		}
+		if !errors.Is(err, blob.ErrNotFound) {
+			return nil, err
+		}
 	}
 	fresh, err := r.newSpoolPack(filepath.Dir(p.path), p.kind)
 	if err != nil {

@@ -1,6 +1,7 @@
 package repository_test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -9,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/holdfast-dr/holdfast/core/blob/blobtest"
 	"github.com/holdfast-dr/holdfast/core/chunk"
 	"github.com/holdfast-dr/holdfast/core/repository"
 )
@@ -142,6 +144,46 @@ func TestFinishedSpoolFilesAreShippedAfterARestart(t *testing.T) {
 	s.wantRestore(b.point, d)
 	if entries, _ := os.ReadDir(filepath.Join(s.spool, s.id)); len(entries) != 0 {
 		t.Errorf("the spool holds %v", entries)
+	}
+}
+
+// A pack that reached the store and was damaged there, before anybody learned
+// that it had, is stored again under another name: the spool still has it.
+func TestAPackDamagedBeforeItsAnswerIsStoredAgain(t *testing.T) {
+	for name, at := range map[string]int64{"header": 0, "record": 100, "footer": -100, "trailer": -3} {
+		t.Run(name, func(t *testing.T) {
+			s, r := newSite(t), seeded(t)
+			ctx := testContext(t)
+			d := randomDisk(r, 10*testChunk)
+			b, err := s.begin(ctx, newMachine(), "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			manifest, err := b.send(ctx, d)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.blobs.Fail(blobtest.Fault{Verb: blobtest.VerbPut, Late: true})
+			if err := b.session.Commit(ctx, manifest); !errors.Is(err, blobtest.ErrInjected) {
+				t.Fatalf("a commit whose answer from the store was lost: %v", err)
+			}
+			s.blobs.Heal()
+			packs := s.objects("packs/")
+			if len(packs) != 1 {
+				t.Fatalf("%d packs are in the store, want one", len(packs))
+			}
+			s.damaged = true
+			s.flip(packs[0].Name, (at+packs[0].SizeBytes)%packs[0].SizeBytes, 1)
+			if err := b.session.Commit(ctx, manifest); err != nil {
+				t.Fatalf("commit again: %v", err)
+			}
+			s.verify()
+			s.restart()
+			if name != "record" { // whose checksum tells later, as it does of any that rots
+				s.wantRestore(b.point, d)
+			}
+			s.wantBooks()
+		})
 	}
 }
 
