@@ -37,8 +37,8 @@ func (s *site) collect(o repository.CollectOptions) repository.CollectReport {
 }
 
 // wantBooks checks that every byte of the store is accounted for, and that what
-// is charged is what live points and what is pending take. Where something was
-// damaged, what it took may be given back late.
+// is charged is what live points and what is pending take. While a point cannot
+// be read whole, nobody knows what it uses, and nothing is given back.
 func (s *site) wantBooks() repository.Usage {
 	s.t.Helper()
 	u, err := s.repo.Usage(testContext(s.t), repository.UsageOptions{})
@@ -56,13 +56,14 @@ func (s *site) wantBooks() repository.Usage {
 		}
 	}
 	const perPack, perRecord = 32 + 40, 72 // header and trailer; footer entry
-	if overhead += int64(u.Packs)*perPack + u.Records*perRecord; overhead != u.OverheadBytes {
+	// Where a footer and a record of its pack are damaged, the record is none any more.
+	if overhead += int64(u.Packs)*perPack + u.Records*perRecord; u.OverheadBytes < overhead || u.OverheadBytes > overhead && !s.damaged {
 		s.t.Errorf("usage counts %d bytes of overhead, the format has %d", u.OverheadBytes, overhead)
 	}
 	if total != u.TotalBytes {
 		s.t.Errorf("usage counts %d bytes, the store has %d", u.TotalBytes, total)
 	}
-	if used, _ := s.catalogue.Used(s.id); used < u.LiveBytes || used > u.LiveBytes && !s.damaged {
+	if used, _ := s.catalogue.Used(s.id); used < u.LiveBytes || used > u.LiveBytes && !(s.damaged && len(s.verify().Affected) > 0) {
 		s.t.Errorf("charged are %d bytes, live points take %d", used, u.LiveBytes)
 	}
 	if pending := s.catalogue.Pending(s.id); pending != u.PendingBytes {

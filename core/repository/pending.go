@@ -183,8 +183,9 @@ func (r *Repository) countPending() error {
 	return nil
 }
 
-// recountPending counts anew after a collection, which may have made another
-// copy of a record the one that is used.
+// recountPending counts anew after what may have made another copy of a record
+// the one that is used: a collection, or a verification that found damage. What
+// a restore finds damaged waits for the next of them.
 func (r *Repository) recountPending(ctx context.Context) error {
 	r.charging.Lock()
 	defer r.charging.Unlock()

@@ -310,3 +310,54 @@ func TestPendingBytesAreCountedAnew(t *testing.T) {
 		t.Errorf("sessions are open: %v", s.repo.Sessions())
 	}
 }
+
+// A pending record of which the copy that points use turns out to be damaged
+// takes its place, and is not charged as pending beside that: neither after the
+// verification that found it, nor where the index is older than it.
+func TestWhatTakesTheDamagedOnesPlaceIsNotPending(t *testing.T) {
+	s, r := newSite(t), seeded(t)
+	ctx := testContext(t)
+	d := make(disk, 3*testChunk)
+	for i := range d {
+		d[i] = byte(r.Uint32())
+	}
+	var runs []*backup
+	var manifests [][]byte
+	for range 2 { // both bring all of it: neither knows of the other's spool
+		b, err := s.begin(ctx, newMachine(), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		manifest, err := b.send(ctx, d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		runs, manifests = append(runs, b), append(manifests, manifest)
+	}
+	if err := runs[0].session.Commit(ctx, manifests[0]); err != nil {
+		t.Fatal(err)
+	}
+	used := s.objects("packs/")[0]
+	if err := runs[1].session.Abort(ctx); err != nil {
+		t.Fatal(err)
+	}
+	before := s.wantBooks().PendingBytes
+	older, err := repository.CopyIndex(s.index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.damaged = true
+	s.flip(used.Name, 200, 1)
+	if report := s.verify(); report.DamagedRecords != 1 || len(report.Affected) != 0 {
+		t.Fatalf("one record with another copy was damaged: %+v", report)
+	}
+	after := s.wantBooks().PendingBytes
+	if after >= before-testChunk/2 {
+		t.Errorf("%d bytes are pending, and were %d before a record of them was used", after, before)
+	}
+	s.close()
+	s.index = older
+	s.open()
+	s.wantPending("with an older index", after)
+	s.wantRestore(runs[0].point, d)
+}

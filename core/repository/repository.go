@@ -190,8 +190,9 @@ func (r *Repository) open(ctx context.Context) error {
 		return err
 	}
 	// A condemned pack may be gone from store and index, and not yet from what is
-	// pending.
-	return r.openPending(ctx, changed || walked || len(r.condemned) > 0)
+	// pending; and where a copy is damaged that the index took for sound, another
+	// is used now, which may be pending.
+	return r.openPending(ctx, changed || walked || len(r.condemned) > 0 || r.damaged > 0)
 }
 
 // claim takes the epoch into the store, unless the store knows a newer one.

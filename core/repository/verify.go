@@ -67,6 +67,9 @@ func (r *Repository) Verify(ctx context.Context, o VerifyOptions) (VerifyReport,
 	if err == nil {
 		err = v.points(ctx)
 	}
+	if err == nil && v.report.DamagedRecords > 0 && r.Writable() == nil {
+		err = r.recountPending(ctx)
+	}
 	if err != nil {
 		return v.report, fmt.Errorf("verify repository %s: %w", r.id, err)
 	}
