@@ -31,6 +31,8 @@ const (
 	// DefaultPatience outlasts the restart of a server.
 	DefaultPatience = 2 * time.Minute
 
+	handshakeAttempt = 20 * time.Second
+
 	firstWait      = 100 * time.Millisecond
 	lastWait       = 10 * time.Second
 	controlAttempt = 2 * time.Minute
@@ -111,7 +113,9 @@ func NewClient(o Options) (*Client, error) {
 	config.DynamicRecordSizingDisabled = true // batches: throughput counts, not the first byte
 	c := &Client{options: o, base: "https://" + address}
 	transport := &http.Transport{
-		DialContext: c.dial, TLSClientConfig: config, TLSHandshakeTimeout: 20 * time.Second,
+		DialTLSContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			return c.dial(ctx, network, address, config)
+		},
 		MaxConnsPerHost: o.Connections, MaxIdleConnsPerHost: o.Connections, IdleConnTimeout: idleTimeout / 2,
 		DisableCompression: true, WriteBufferSize: 128 << 10,
 		ReadBufferSize:        16 << 10, // what one TLS record carries; larger reads pass it by
@@ -122,15 +126,25 @@ func NewClient(o Options) (*Client, error) {
 	return c, nil
 }
 
-// dial connects, and has the connection counted.
-func (c *Client) dial(ctx context.Context, network, address string) (net.Conn, error) {
+// dial connects, with a socket below TLS that counts, and gathers what is sent.
+func (c *Client) dial(ctx context.Context, network, address string, config *tls.Config) (net.Conn, error) {
 	began := time.Now()
 	conn, err := c.options.Dial(ctx, network, address)
 	if err != nil {
 		return nil, err
 	}
 	c.reach(time.Since(began))
-	return &socket{Conn: conn, received: &c.tally.received, sent: &c.tally.sent}, nil
+	secure := tls.Client(&socket{Conn: conn, received: &c.tally.received, sent: &c.tally.sent}, config)
+	ctx, cancel := context.WithTimeoutCause(ctx, handshakeAttempt, errHandshake)
+	defer cancel()
+	if err := secure.HandshakeContext(ctx); err != nil {
+		_ = conn.Close()
+		if errors.Is(context.Cause(ctx), errHandshake) {
+			err = fmt.Errorf("%w: %w", errHandshake, err)
+		}
+		return nil, err
+	}
+	return secure, nil
 }
 
 // Address completes a provider's address with the port.
@@ -397,7 +411,7 @@ func isTyped(err error) bool {
 func (c *Client) once(ctx context.Context, x exchange, id string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, x.attempt, errLate)
 	defer cancel()
-	ctx, watch := newWatch(ctx, x.quiet, c.options.silence, c.beats.Load())
+	ctx, watch := newWatch(ctx, x.quiet, c.options.silence, c.beats.Load(), len(x.body) > recordBytes)
 	defer watch.end()
 	var body io.Reader
 	if x.body != nil {
@@ -454,6 +468,7 @@ func (c *Client) took(h http.Header) {
 }
 
 var (
-	errLate   = errors.New("the server did not answer in time")
-	errSilent = errors.New("nothing moved on the connection for too long")
+	errLate      = errors.New("the server did not answer in time")
+	errSilent    = errors.New("nothing moved on the connection for too long")
+	errHandshake = errors.New("the server did not end the TLS handshake in time")
 )

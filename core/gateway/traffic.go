@@ -79,8 +79,11 @@ func (s *socket) flush() {
 	s.gathered = s.gathered[:0]
 }
 
-// gatherBytes is what a socket gathers before it writes: eight whole records.
-const gatherBytes = 8 * (16<<10 + 256)
+const (
+	recordBytes = 16 << 10 // of content in a TLS record, at most
+	// gatherBytes is what a socket gathers before it writes: eight whole records.
+	gatherBytes = 8 * (recordBytes + 256)
+)
 
 var gatherBuffers = sync.Pool{New: func() any { b := make([]byte, 0, gatherBytes); return &b }}
 

@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/holdfast-dr/holdfast/core/chunk"
 )
 
 // wire is a connection that keeps what is written, until it breaks.
@@ -109,5 +111,45 @@ func TestQuietConnectionsAreGivenUp(t *testing.T) {
 		quiet: 500 * time.Millisecond, answer: func(*http.Response) error { answers++; return nil }})
 	if err != nil || answers != 1 || repeated == 0 {
 		t.Errorf("put: %v, answered %d times, repeated %d times", err, answers, repeated)
+	}
+}
+
+// counting is a connection that counts how often it is written to.
+type counting struct {
+	net.Conn
+	writes *atomic.Int64
+}
+
+func (c counting) Write(b []byte) (int, error) {
+	c.writes.Add(1)
+	return c.Conn.Write(b)
+}
+
+// A batch goes out in a few writes, and what follows on the connection is not
+// held back.
+func TestClientGathersWhatItSends(t *testing.T) {
+	e := newEnds(t)
+	var writes atomic.Int64
+	c := e.client(func(o *Options) {
+		o.Connections = 1
+		o.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+			var d net.Dialer
+			conn, err := d.DialContext(ctx, network, address)
+			return counting{conn, &writes}, err
+		}
+	})
+	session := e.begin(c)
+	batch, ids := pages(session.ID(), 200, 20<<10)
+	for range 2 {
+		before := writes.Load()
+		if err := session.Put(t.Context(), batch); err != nil {
+			t.Fatal(err)
+		}
+		if n, records := writes.Load()-before, int64(len(batch)/recordBytes); n > records/4 {
+			t.Errorf("a batch of %d records went out in %d writes", records, n)
+		}
+	}
+	if have, err := session.Have(t.Context(), chunk.KindPage, ids[:1]); err != nil || !have[0] {
+		t.Errorf("what was sent is there: %v, %v", have, err)
 	}
 }

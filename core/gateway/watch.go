@@ -28,20 +28,24 @@ type watch struct {
 	armed bool
 	conn  *socket
 	timer *time.Timer
+
+	gathers bool   // the connection gathers while the request is written
+	callOff func() // ends that; nil: it does not gather
 }
 
 type watchKey struct{}
 
 // newWatch begins to watch an attempt, from the moment that it has a connection:
 // with quiet, if that is not 0, and with limit if the server promised to beat; the
-// shorter one counts. Without either it watches from the first call of expect.
-func newWatch(ctx context.Context, quiet, limit time.Duration, beats bool) (context.Context, *watch) {
+// shorter one counts. Without either it watches from the first call of expect. With
+// gathers, the records of the request are sent several at a time.
+func newWatch(ctx context.Context, quiet, limit time.Duration, beats, gathers bool) (context.Context, *watch) {
 	armed := beats || quiet > 0
 	if quiet > 0 && (!beats || quiet < limit) {
 		limit = quiet
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	w := &watch{limit: limit, cancel: cancel, armed: armed}
+	w := &watch{limit: limit, cancel: cancel, armed: armed, gathers: gathers}
 	w.timer = time.AfterFunc(limit, w.look)
 	w.timer.Stop()
 	trace := &httptrace.ClientTrace{
@@ -54,6 +58,7 @@ func newWatch(ctx context.Context, quiet, limit time.Duration, beats bool) (cont
 				w.on(s)
 			}
 		},
+		WroteRequest:   func(httptrace.WroteRequestInfo) { w.wrote() },
 		Got1xxResponse: func(int, textproto.MIMEHeader) error { return nil }, // any number of them
 	}
 	return context.WithValue(httptrace.WithClientTrace(ctx, trace), watchKey{}, w), w
@@ -62,11 +67,27 @@ func newWatch(ctx context.Context, quiet, limit time.Duration, beats bool) (cont
 // on watches a connection. An attempt that goes over to another one begins anew.
 func (w *watch) on(s *socket) {
 	s.moved.Store(time.Now().UnixNano())
+	w.wrote() // to the one before
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.conn = s
+	if w.gathers {
+		w.callOff = s.gather()
+	}
 	if w.armed {
 		w.timer.Reset(w.limit)
+	}
+}
+
+// wrote has what the connection gathered sent, when all of the request was
+// written, or nothing more of it will be. It may be called again.
+func (w *watch) wrote() {
+	w.mu.Lock()
+	callOff := w.callOff
+	w.callOff = nil
+	w.mu.Unlock()
+	if callOff != nil {
+		callOff() // without the lock: sending may take as long as the line is slow
 	}
 }
 
@@ -103,4 +124,5 @@ func (w *watch) look() {
 func (w *watch) end() {
 	w.expect(false)
 	w.cancel(nil)
+	w.wrote() // after that: what was not written whole needs not go out
 }

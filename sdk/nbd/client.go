@@ -82,7 +82,9 @@ func open(ctx context.Context, o Options) (*haggle, *details, error) {
 }
 
 func (c *Client) adopt(h *haggle, o Options) {
-	c.links = append(c.links, newLink(h.conn, c.details, c.tally, o.timeout(), &c.fate, c.broke))
+	l := newLink(h.conn, c.details, c.tally, o.timeout(), &c.fate, c.broke)
+	l.mapped(h.memory)
+	c.links = append(c.links, l)
 }
 
 // more opens the other connections at once. The server may refuse them, but
@@ -107,7 +109,7 @@ func (c *Client) more(ctx context.Context, o Options) error {
 		switch r := <-results; {
 		case r.haggle == nil:
 		case err != nil || !c.details.same(r.details):
-			_ = r.haggle.raw.Close()
+			r.haggle.drop()
 			err = fmt.Errorf("open another connection: %w", violated("it shows a different export"))
 		default:
 			c.adopt(r.haggle, o)
@@ -303,7 +305,11 @@ func (c *Client) read(p []byte, off int64) (int, error) {
 }
 
 func (c *Client) readWhole(p []byte, off int64) (int, error) {
-	n, err := c.pieces(off, int64(len(p)), c.payloadPiece(), func(l *link, at int64, n uint32) (*request, error) {
+	size := c.payloadPiece()
+	if c.links[0].memory != nil {
+		size = min(size, placeSize)
+	}
+	n, err := c.pieces(off, int64(len(p)), size, func(l *link, at int64, n uint32) (*request, error) {
 		r := newRequest(cmdRead, at, n)
 		r.buf = p[at-off:][:n]
 		return r, l.submit(r, nil)

@@ -48,6 +48,7 @@ func AddressOptions(a sdk.Address) (Options, error) {
 	o := Options{
 		Network: a.Network, Addr: a.Addr, Export: a.Export,
 		Connections:  a.Connections,
+		Memory:       a.Network == "unix" && a.TLS == nil,
 		MetaContexts: []string{ContextAllocation},
 	}
 	if a.Network != "unix" && a.Network != "tcp" {

@@ -26,6 +26,13 @@
 // is set, and Kick ends the connections of a name and waits for their last
 // write, which is how a fenced writer is kept out.
 //
+// # Shared memory
+//
+// Over a Unix socket a Client and a Server of this package can share memory, in
+// which the server puts what it read (Options.Memory, which Open sets). Only what
+// was read and where it lies passes through the socket then. Neither has to trust
+// the other more for it: shared.go says why.
+//
 // # Bounds
 //
 // The peer is never trusted. Each length it sends is checked against a named

@@ -37,6 +37,11 @@ type Options struct {
 	// connections, and fewer are used when the server does not take them all.
 	Connections int
 
+	// Memory lets the server put what is read into memory that both ends have
+	// mapped, where both know how: over a Unix socket, without TLS, to a Server of
+	// this package.
+	Memory bool
+
 	// Timeout is how long the server may be silent while it owes an answer; 0
 	// means DefaultTimeout. It also bounds the handshake of each connection.
 	Timeout time.Duration
@@ -131,6 +136,7 @@ type haggle struct {
 	noZeroes   bool
 	structured bool
 	contexts   map[string]uint32
+	memory     *sharedMemory
 
 	cancel context.CancelFunc
 	stop   func() bool
@@ -146,7 +152,7 @@ func (h *haggle) abandon(err error) error {
 	}
 	h.stop()
 	h.cancel()
-	_ = h.raw.Close()
+	h.drop()
 	return fmt.Errorf("nbd handshake: %w", err)
 }
 
@@ -165,7 +171,7 @@ func (h *haggle) settle() error {
 	}
 	h.cancel()
 	if err := h.conn.SetDeadline(time.Time{}); err != nil {
-		_ = h.raw.Close()
+		h.drop()
 		return fmt.Errorf("nbd handshake: %w: %w", sdk.ErrUnavailable, err)
 	}
 	return nil
@@ -283,6 +289,9 @@ func (h *haggle) enter() (*details, error) {
 		return h.enterByName()
 	}
 	if err := h.prepare(); err != nil {
+		return nil, err
+	}
+	if err := h.share(); err != nil {
 		return nil, err
 	}
 	d, err := h.describe(optGo)

@@ -35,6 +35,7 @@ type request struct {
 	offset  uint64
 	length  uint32
 	buf     []byte   // of a read: where the data goes
+	place   int      // of a placed read: the offset in the memory
 	context uint32   // of a block status: the wanted context
 	extents []Status // of a block status: what came
 	covered coverage // of a read: which bytes came
@@ -50,7 +51,7 @@ func newRequest(c command, off int64, n uint32) *request {
 // patience is how long the server may be silent while it owes this answer.
 func (r *request) patience(timeout time.Duration) time.Duration {
 	switch r.command {
-	case cmdRead, cmdWrite, cmdBlockStatus:
+	case cmdRead, cmdReadPlaced, cmdWrite, cmdBlockStatus:
 		return timeout
 	}
 	return slowFactor * timeout
@@ -88,10 +89,13 @@ type link struct {
 	slots   chan struct{} // one for each request in flight
 	dead    chan struct{} // closed when the link is broken
 	group   sync.WaitGroup
+	memory  *sharedMemory // that the server reads into; nil: there is none
+	places  chan int      // those that are free
 
-	writing sync.Mutex // guards out and header
+	writing sync.Mutex // guards out, header, placing
 	out     *frameWriter
 	header  [requestHeaderSize]byte
+	placing [placeHeaderSize]byte
 
 	mu      sync.Mutex // guards the fields below
 	cookie  uint64
@@ -112,6 +116,17 @@ func newLink(conn net.Conn, d *details, t *tally, timeout time.Duration, shared 
 	return l
 }
 
+// mapped lets the link use memory, before it is started.
+func (l *link) mapped(m *sharedMemory) {
+	if m == nil {
+		return
+	}
+	l.memory, l.places = m, make(chan int, places)
+	for i := range places {
+		l.places <- i * placeSize
+	}
+}
+
 func (l *link) start() {
 	l.group.Go(l.receive)
 	l.group.Go(l.watch)
@@ -129,6 +144,7 @@ func (l *link) submit(r *request, payload []byte) error {
 		return l.broken()
 	}
 	r.started = time.Now()
+	l.choose(r)
 	cookie, err := l.enrol(r)
 	if err != nil {
 		return err
@@ -136,11 +152,16 @@ func (l *link) submit(r *request, payload []byte) error {
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	requestHeader{r.flags, r.command, cookie, r.offset, r.length}.put(&l.header)
+	if r.command == cmdReadPlaced {
+		payload = binary.BigEndian.AppendUint32(l.placing[:0], uint32(r.place))
+	}
 	if err := l.out.write(l.header[:], payload); err != nil {
 		l.fail(fmt.Errorf("send %s: %w", r.command, err))
 		return nil
 	}
-	l.tally.written.Add(int64(len(payload)))
+	if r.command != cmdReadPlaced {
+		l.tally.written.Add(int64(len(payload)))
+	}
 	return nil
 }
 
@@ -216,6 +237,7 @@ func (l *link) close() {
 		l.shut()
 	}
 	l.group.Wait()
+	l.memory.close()
 }
 
 // watch breaks the link when the server owes an answer and is silent.
@@ -274,6 +296,7 @@ func (l *link) finish(cookie uint64, r *request, err error) {
 	delete(l.pending, cookie)
 	l.mu.Unlock()
 	<-l.slots
+	l.vacate(r)
 	r.done <- err
 }
 
@@ -327,7 +350,7 @@ func (l *link) simple() error {
 	case errno != 0:
 		l.finish(cookie, r, newReplyError(r.command, errno, ""))
 		return nil
-	case r.command == cmdBlockStatus:
+	case r.command == cmdBlockStatus || r.command == cmdReadPlaced:
 		return violated("simple reply to %s", r.command)
 	case r.command != cmdRead:
 		l.finish(cookie, r, nil)
@@ -373,7 +396,7 @@ func (l *link) chunk() error {
 func (r *request) complete() error {
 	switch {
 	case r.refusal != nil:
-	case r.command == cmdRead && r.covered.total != uint64(r.length):
+	case (r.command == cmdRead || r.command == cmdReadPlaced) && r.covered.total != uint64(r.length):
 		return violated("reply to read covers %d of %d bytes", r.covered.total, r.length)
 	case r.command == cmdBlockStatus && len(r.extents) == 0:
 		return violated("reply to block status without the context")
@@ -390,8 +413,10 @@ func (l *link) content(r *request, typ, flags uint16, length uint32) error {
 		return nil
 	case typ == chunkData && r.command == cmdRead:
 		return l.data(r, length)
-	case typ == chunkHole && r.command == cmdRead:
+	case typ == chunkHole && (r.command == cmdRead || r.command == cmdReadPlaced):
 		return l.hole(r, length)
+	case typ == chunkPlaced && r.command == cmdReadPlaced:
+		return l.placed(r, length)
 	case typ == chunkBlockStatus && r.command == cmdBlockStatus:
 		return l.status(r, length)
 	case typ&chunkErrorBit != 0:

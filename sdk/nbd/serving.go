@@ -93,6 +93,7 @@ func putBuffer(b *[]byte) {
 type work struct {
 	requestHeader
 	payload *[]byte // of a write
+	place   []byte  // of a placed read
 	held    int64   // of the budget
 	err     error   // why it is refused without being tried
 }
@@ -162,6 +163,9 @@ func (n *session) receive() (*work, error) {
 	}
 	w := &work{requestHeader: header}
 	w.err = n.check(header)
+	if header.command == cmdReadPlaced && n.memory != nil {
+		return w, n.receivePlace(w)
+	}
 	if header.command != cmdWrite {
 		return w, nil
 	}
@@ -195,7 +199,7 @@ func (n *session) receivePayload(w *work) error {
 // knownFlags are the request flags that the server understands.
 func knownFlags(c command) uint16 {
 	switch c {
-	case cmdRead:
+	case cmdRead, cmdReadPlaced:
 		return cmdFlagDF | cmdFlagFUA
 	case cmdWriteZeroes:
 		return cmdFlagFUA | cmdFlagNoHole
@@ -210,7 +214,7 @@ func (n *session) check(h requestHeader) error {
 	e := &n.export
 	changes := h.command == cmdWrite || h.command == cmdWriteZeroes || h.command == cmdTrim
 	switch {
-	case h.command > cmdBlockStatus:
+	case h.command > cmdBlockStatus && (h.command != cmdReadPlaced || n.memory == nil):
 		return refuse(EINVAL, "command %d", uint16(h.command))
 	case h.flags&^knownFlags(h.command) != 0:
 		return refuse(EINVAL, "flags %#x of %s", h.flags, h.command)
@@ -232,7 +236,7 @@ func (n *session) check(h requestHeader) error {
 		return refuse(EINVAL, "not aligned to %d bytes", block)
 	}
 	switch h.command {
-	case cmdRead:
+	case cmdRead, cmdReadPlaced:
 		if e.Reader == nil {
 			return refuse(EPERM, "the export is write-only")
 		}
@@ -280,6 +284,8 @@ func (n *session) attempt(ctx context.Context, w *work) (err error) {
 	switch w.command {
 	case cmdRead:
 		return n.read(w)
+	case cmdReadPlaced:
+		return n.readPlaced(w)
 	case cmdBlockStatus:
 		return n.status(ctx, w)
 	}

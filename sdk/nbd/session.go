@@ -29,6 +29,7 @@ type session struct {
 	selected   []selection // negotiated meta contexts
 	selectedOf string      // the export that they belong to
 
+	memory *sharedMemory     // that the client has mapped, too; nil: there is none
 	found  map[string]Export // what Exports gave
 	export Export            // the one of the transmission phase
 
@@ -127,6 +128,7 @@ func (n *session) lookup(name string) (Export, optReply) {
 var errLeft = errors.New("the client left")
 
 func (n *session) serve(ctx context.Context) error {
+	defer func() { n.memory.close() }()
 	defer n.shut()
 	timer := time.AfterFunc(n.server.handshakeTimeout(), func() { _ = n.raw.Close() })
 	err := n.negotiate(ctx)
@@ -234,6 +236,8 @@ func (n *session) option(ctx context.Context, opt option, data []byte) (bool, er
 		}
 		n.structured = true
 		return false, n.answer(opt, repAck, nil)
+	case optMemory:
+		return false, n.offerMemory(data)
 	case optListMeta, optSetMeta:
 		return false, n.meta(opt, data)
 	}
@@ -284,6 +288,8 @@ func (n *session) startTLS(ctx context.Context, data []byte) error {
 	}
 	n.conn = conn
 	n.structured, n.selected, n.selectedOf = false, nil, ""
+	n.memory.close()
+	n.memory = nil
 	clear(n.found)
 	return nil
 }

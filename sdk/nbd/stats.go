@@ -8,7 +8,7 @@ import (
 // Stats is what moved between a Client and its server since Dial. Reads of what
 // the server only named as a hole, and zeroes that were only named, move nothing.
 type Stats struct {
-	ReadBytes    int64 // of the disk, received as data
+	ReadBytes    int64 // of the disk, received as data, through the sockets or shared memory
 	WrittenBytes int64 // of the disk, sent as data
 	// ReceivedBytes and SentBytes are all that passed through the sockets:
 	// handshakes, TLS, requests and replies.

@@ -37,6 +37,7 @@ const (
 	optStructured option = 8
 	optListMeta   option = 9
 	optSetMeta    option = 10
+	optMemory     option = 0x48460001 // ours
 )
 
 func (o option) String() string {
@@ -59,6 +60,8 @@ func (o option) String() string {
 		return "LIST_META_CONTEXT"
 	case optSetMeta:
 		return "SET_META_CONTEXT"
+	case optMemory:
+		return "MEMORY"
 	}
 	return fmt.Sprintf("option %d", uint32(o))
 }
@@ -117,6 +120,7 @@ const (
 	cmdCache       command = 5
 	cmdWriteZeroes command = 6
 	cmdBlockStatus command = 7
+	cmdReadPlaced  command = 0x4846 // ours, with optMemory
 )
 
 func (c command) String() string {
@@ -137,6 +141,8 @@ func (c command) String() string {
 		return "write zeroes"
 	case cmdBlockStatus:
 		return "block status"
+	case cmdReadPlaced:
+		return "placed read"
 	}
 	return fmt.Sprintf("command %d", uint16(c))
 }
@@ -157,6 +163,7 @@ const (
 	chunkData        uint16 = 1
 	chunkHole        uint16 = 2
 	chunkBlockStatus uint16 = 5
+	chunkPlaced      uint16 = 0x4846 // ours, with optMemory
 	chunkErrorBit    uint16 = 1 << 15
 	chunkError       uint16 = chunkErrorBit + 1
 	chunkErrorOffset uint16 = chunkErrorBit + 2
