@@ -13,8 +13,8 @@ import (
 // packs are condemned, which records are damaged, and the quota. Every method
 // is one transaction. Those that take an epoch answer an error that is
 // claim.ErrFenced, and change nothing, unless the claim of the cloud repository
-// still has that epoch. Commit, Forget, Purge and Import need audit.With in the
-// context; the others are bookkeeping.
+// still has that epoch. Commit, Forget, Purge, Distrust and Import need
+// audit.With in the context; the others are bookkeeping.
 type Catalogue interface {
 	// Check answers whether the claim still has the epoch.
 	Check(ctx context.Context, repository string, epoch uint64) error
@@ -66,6 +66,24 @@ type Catalogue interface {
 	// Damage lists all that is recorded.
 	Damage(ctx context.Context, repository string) iter.Seq2[Damage, error]
 
+	// Began records who brings what a session's records are. One that is known
+	// already stays as it is.
+	Began(ctx context.Context, repository string, epoch uint64, s SessionRecord) error
+
+	// Ended records that sessions ended; those that had, or are unknown, stay.
+	Ended(ctx context.Context, repository string, epoch uint64, sessions []string, at time.Time) error
+
+	// Sessions lists sessions in the order of their ids, which is that in which
+	// they began.
+	Sessions(ctx context.Context, repository string, q SessionQuery) ([]SessionRecord, error)
+
+	// Distrust makes sessions distrusted, or trusted again, and tells how many
+	// that changed. One that is named and not known is made known.
+	Distrust(ctx context.Context, repository string, epoch uint64, d Distrust, at time.Time) (changed int, err error)
+
+	// ForgetSessions drops sessions of which no record is left.
+	ForgetSessions(ctx context.Context, repository string, epoch uint64, sessions []string) error
+
 	// Import replaces the points of a repository by those given, sets the bytes
 	// that they take even above the limit, and raises the epoch of the claim to
 	// at least floor, so that the next claim is newer than every one before.
@@ -112,4 +130,36 @@ type Damage struct {
 	ID   chunk.ID
 	Pack PackID
 	At   time.Time
+}
+
+// SessionRecord is what the database knows of a session: the records that it
+// brought carry its id.
+type SessionRecord struct {
+	ID         string // hexadecimal
+	Owner      string // what Begin was told: the agent; empty: not known
+	Machine    point.MachineID
+	Began      time.Time
+	Ended      time.Time // zero: it is open
+	Distrusted time.Time // zero: its records count
+}
+
+// SessionQuery selects sessions. The zero value selects every one.
+type SessionQuery struct {
+	Owner      string // empty: all
+	Open       bool   // only those that have not ended
+	Distrusted bool   // only those
+	After      string // an id
+	Limit      int    // 0: MaxSessions
+}
+
+// MaxSessions bounds one answer of Sessions.
+const MaxSessions = 1000
+
+// Distrust says which sessions are distrusted: one, or those of an owner that
+// had not ended before a time.
+type Distrust struct {
+	Session string    // hexadecimal; empty: those of Owner
+	Owner   string    // an agent
+	Since   time.Time // zero: ever
+	Lift    bool      // they are trusted again
 }

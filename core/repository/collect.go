@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/holdfast-dr/holdfast/core/blob"
 	"github.com/holdfast-dr/holdfast/core/chunk"
@@ -75,7 +76,7 @@ func (r *Repository) Collect(ctx context.Context, o CollectOptions) (CollectRepo
 	if o.Pause == nil {
 		o.Pause = func(ctx context.Context, _ CollectStage) error { return ctx.Err() }
 	}
-	c := &collector{r: r, o: o, report: &report}
+	c := &collector{r: r, o: o, report: &report, began: r.clock(), bringer: map[chunk.SessionID]struct{}{}}
 	err := c.run(ctx)
 	var incomplete *IncompleteError
 	if err == nil || errors.As(err, &incomplete) { // what was condemned before does not depend on it
@@ -98,6 +99,10 @@ type collector struct {
 	unused  []victim // nothing in them is used
 	victims []victim // what is used in them is in out
 	out     *spoolPack
+
+	began   time.Time
+	bringer map[chunk.SessionID]struct{} // sessions of which there is a record
+	blind   bool                         // not every pack could be looked into
 }
 
 // victim is a pack to be condemned.
@@ -134,7 +139,7 @@ func (c *collector) run(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	return nil
+	return c.forgetSessions(ctx)
 }
 
 // sweep goes through the packs of a kind.
@@ -161,6 +166,7 @@ func (c *collector) pack(ctx context.Context, p packObject) error {
 	entries, err := readFooter(ctx, c.r.blobs, p)
 	if errors.Is(err, chunk.ErrDamaged) {
 		c.report.KeptPacks++ // verify tells what is in it
+		c.blind = true
 		return nil
 	}
 	if errors.Is(err, blob.ErrNotFound) {
@@ -168,6 +174,9 @@ func (c *collector) pack(ctx context.Context, p packObject) error {
 	}
 	if err != nil {
 		return err
+	}
+	for _, e := range entries {
+		c.bringer[e.Session] = struct{}{}
 	}
 	if c.r.openSession(entries) {
 		return nil
@@ -402,13 +411,13 @@ func (c *collector) replaced(v victim, doomed map[PackID]bool) (bool, error) {
 		if use == usedNot {
 			continue
 		}
-		copies, _, err := c.r.live(v.kind, e.ID)
+		copies, sound, err := c.r.live(v.kind, e.ID)
 		if err != nil {
 			return false, err
 		}
-		other := false
+		other := false // as good as the best that there is
 		for _, l := range copies {
-			other = other || !l.damaged && !doomed[l.pack]
+			other = other || !l.damaged && !doomed[l.pack] && !(sound && l.doubtful)
 		}
 		if !other {
 			return false, nil

@@ -419,12 +419,15 @@ func (d *demand) charge() (sum, taken int64, err error) {
 	r := d.s.r
 	err = r.space.each(d.prefix(), func(key, value []byte) error {
 		size, pack := parseDemand(value)
-		use, err := r.use(key)
+		use, charged, err := r.useAndSize(r.used.generation, key)
 		if err != nil {
 			return err
 		}
 		if use != usedLive {
-			sum += int64(size)
+			charged = 0
+		}
+		if size > charged { // another copy may be larger than the one that was no good
+			sum += int64(size - charged)
 		}
 		pending, ok, err := r.space.get(r.space.pendingKey(pack, key))
 		if ok && len(pending) == 4 {

@@ -141,11 +141,11 @@ func (i *importer) manifest(ctx context.Context, j *judge, m manifestObject, tom
 	if err != nil {
 		return err
 	}
-	whole, err := j.point(ctx, p)
+	found, err := j.point(ctx, p)
 	if err != nil {
 		return err
 	}
-	if !whole {
+	if found == standingLost {
 		i.refuse(m.name, errors.New("map pages or chunks that it needs are missing or damaged"))
 		return nil
 	}
@@ -290,11 +290,11 @@ func (r *Repository) unknownOf(ctx context.Context, machine point.MachineID, fou
 		if err != nil {
 			return nil, err
 		}
-		whole, err := j.point(ctx, p)
+		found, err := j.point(ctx, p)
 		if err != nil {
 			return nil, err
 		}
-		if whole {
+		if found != standingLost {
 			r.log.Error("database is older than the repository", "unknown point", m.point)
 			return &OldDatabaseError{Repository: r.id, Epoch: r.epoch, Newest: r.newest, Unknown: m.point}, nil
 		}

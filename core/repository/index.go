@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -217,13 +218,15 @@ func (b *batch) drop() { _ = b.b.Close() }
 
 // location is a copy of a record.
 type location struct {
-	pack    PackID
-	damaged bool
+	pack     PackID
+	damaged  bool
+	doubtful bool // a distrusted session brought it; not in the index, see Repository.live
 	Entry
 }
 
 // maxCopies bounds the copies of one record that the index knows. More of them
-// are waste, and are collected as such.
+// are waste, and are collected as such, but for a sound one, which takes the
+// place of one that is not.
 const maxCopies = 8
 
 const locationSize = 16 + 1 + 8 + 4*4 + 16
@@ -317,8 +320,8 @@ func idsOf(entries []Entry) []chunk.ID {
 }
 
 // enter makes a synced pack known, in one batch. Entering again is harmless.
-// more, if given, adds to the batch.
-func (s space) enter(p packObject, entries []Entry, pages map[chunk.ID][]byte, more func(*batch)) error {
+// more, if given, adds to the batch. doubts says which sessions are distrusted.
+func (s space) enter(p packObject, entries []Entry, pages map[chunk.ID][]byte, doubts func(chunk.SessionID) bool, more func(*batch)) error {
 	also := func(b *batch) {
 		for id, page := range pages {
 			b.set(s.key(familyPage, id[:]), page)
@@ -338,10 +341,14 @@ func (s space) enter(p packObject, entries []Entry, pages map[chunk.ID][]byte, m
 				return copies
 			}
 		}
-		if len(copies) >= maxCopies {
+		if len(copies) < maxCopies {
+			return append(copies, l)
+		}
+		worse := slices.IndexFunc(copies, func(c location) bool { return c.damaged || doubts(c.Session) })
+		if worse < 0 || doubts(l.Session) {
 			return copies
 		}
-		return append(copies, l)
+		return append(slices.Delete(copies, worse, worse+1), l)
 	})
 }
 

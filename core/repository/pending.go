@@ -76,11 +76,11 @@ func (r *Repository) bring(ctx context.Context, p *spoolPack, pages map[chunk.ID
 		return err
 	}
 	if known { // its spool file outlived it
-		return r.space.enter(p.packObject, p.entries, pages, nil)
+		return r.enterPack(p.packObject, p.entries, pages, nil)
 	}
 	bytes := sumOf(p.entries)
 	sum := r.pending + bytes
-	err = r.space.enter(p.packObject, p.entries, pages, func(b *batch) {
+	err = r.enterPack(p.packObject, p.entries, pages, func(b *batch) {
 		b.pend(p.packObject, p.entries)
 		b.setPending(sum)
 	})

@@ -95,9 +95,11 @@ type Repository struct {
 	sessions  map[chunk.SessionID]*Session
 	pins      map[point.ID]int
 	condemned map[PackID]time.Time
-	damaged   int // what was found damaged or lost; 0: nobody has to look
-	settling  settling
-	closed    bool
+	// distrusted are the sessions whose chunks do not count while there is another copy; see Distrust.
+	distrusted map[chunk.SessionID]struct{}
+	damaged    int // what was found damaged or lost; 0: nobody has to look
+	settling   settling
+	closed     bool
 }
 
 // Open opens a cloud repository: it takes the claim's epoch into the store,
@@ -164,6 +166,9 @@ func (r *Repository) open(ctx context.Context) error {
 	if err := r.loadCondemned(ctx); err != nil {
 		return err
 	}
+	if err := r.loadDistrusted(ctx); err != nil {
+		return err
+	}
 	changed, err := r.reconcile(ctx)
 	if err != nil {
 		return err
@@ -180,6 +185,9 @@ func (r *Repository) open(ctx context.Context) error {
 		return err
 	}
 	if err := r.refuseUnknown(ctx); err != nil || r.refusal != nil {
+		return err
+	}
+	if err := r.endLost(ctx); err != nil {
 		return err
 	}
 	if err := r.exhumeAll(ctx); err != nil {
@@ -385,9 +393,9 @@ func (r *Repository) enter(ctx context.Context, p packObject) error {
 		return err
 	}
 	if !r.young(p.id) || r.isCondemned(p.id) {
-		return r.space.enter(p, entries, nil, nil)
+		return r.enterPack(p, entries, nil, nil)
 	}
-	return r.space.enter(p, entries, nil, func(b *batch) { b.pend(p, entries) }) // counted when it is known what points use
+	return r.enterPack(p, entries, nil, func(b *batch) { b.pend(p, entries) }) // counted when it is known what points use
 }
 
 func (r *Repository) applyDamage(ctx context.Context) error {
@@ -471,7 +479,8 @@ func (r *Repository) recover(ctx context.Context) error {
 }
 
 // live looks for copies of a record that count: not in a condemned pack. The
-// first is the one to use; sound tells whether it is not known to be damaged.
+// first is the one to use; sound tells whether nothing speaks against it. Those
+// that distrusted sessions brought come after the sound ones, damaged ones last.
 func (r *Repository) live(kind chunk.Kind, id chunk.ID) (copies []location, sound bool, err error) {
 	all, err := r.space.copies(kind, id)
 	if err != nil || len(all) == 0 {
@@ -479,17 +488,22 @@ func (r *Repository) live(kind chunk.Kind, id chunk.ID) (copies []location, soun
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var damaged []location
+	var doubtful, damaged []location
 	for _, l := range all {
-		switch _, condemned := r.condemned[l.pack]; {
+		_, condemned := r.condemned[l.pack]
+		l.doubtful = r.doubts(kind, l.Session)
+		switch {
 		case condemned:
 		case l.damaged:
 			damaged = append(damaged, l)
+		case l.doubtful:
+			doubtful = append(doubtful, l)
 		default:
 			copies = append(copies, l)
 		}
 	}
-	return append(copies, damaged...), len(copies) > 0, nil
+	sound = len(copies) > 0
+	return append(append(copies, doubtful...), damaged...), sound, nil
 }
 
 // markDamaged makes a copy not count any more, here and in the database.

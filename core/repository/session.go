@@ -153,7 +153,12 @@ func (s *Session) start(ctx context.Context) error {
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return fmt.Errorf("make spool: %w", full(err))
 	}
-	return s.note()
+	if err := s.note(); err != nil {
+		return err
+	}
+	// Before the first record, so that there is none of which nobody knows who
+	// brought it.
+	return s.r.catalogue.Began(ctx, s.r.id, s.r.epoch, SessionRecord{ID: sessionText(s.id), Owner: s.owner, Machine: s.machine, Began: s.r.clock().UTC()})
 }
 
 // note writes down what a later life of the server has to know.
@@ -404,6 +409,7 @@ func (s *Session) end(done point.ID) error {
 	s.done = done
 	s.mu.Unlock()
 	s.r.dismiss(s)
+	s.noteEnd()
 	return errors.Join(err, os.RemoveAll(s.dir))
 }
 

@@ -191,7 +191,7 @@ func (r *Repository) ship(ctx context.Context, p *spoolPack, session string) err
 		return fmt.Errorf("store pack %s: %w", p.id, err)
 	}
 	if session == "" { // a collection's, in which points use everything
-		err := r.space.enter(p.packObject, p.entries, pages, nil)
+		err := r.enterPack(p.packObject, p.entries, pages, nil)
 		if err != nil {
 			return err
 		}

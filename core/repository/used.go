@@ -55,11 +55,16 @@ func (r *Repository) use(recordKey []byte) (use, error) {
 }
 
 func (r *Repository) useIn(generation uint64, recordKey []byte) (use, error) {
+	u, _, err := r.useAndSize(generation, recordKey)
+	return u, err
+}
+
+func (r *Repository) useAndSize(generation uint64, recordKey []byte) (u use, size uint32, err error) {
 	value, ok, err := r.space.get(append(r.usedPrefix(generation), recordKey...))
 	if err != nil || !ok || len(value) != 5 {
-		return usedNot, err
+		return usedNot, 0, err
 	}
-	return use(value[0]), nil
+	return use(value[0]), binary.LittleEndian.Uint32(value[1:]), nil
 }
 
 func usedValue(u use, size uint32) []byte {

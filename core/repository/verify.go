@@ -34,6 +34,7 @@ type VerifyReport struct {
 	Faults         []ObjectFault // the first MaxFindings objects that are not what they should be
 	FaultyObjects  int
 	Affected       []point.ID // live and binned points that cannot be restored whole
+	Doubtful       []point.ID // those that are whole with what distrusted sessions brought
 }
 
 // MaxFindings bounds the lists of a report; the counts go on.
@@ -47,17 +48,18 @@ type ObjectFault struct {
 
 // Sound reports whether nothing was found.
 func (v VerifyReport) Sound() bool {
-	return v.DamagedRecords == 0 && v.FaultyObjects == 0 && len(v.Affected) == 0
+	return v.DamagedRecords == 0 && v.FaultyObjects == 0 && len(v.Affected)+len(v.Doubtful) == 0
 }
 
 // Verify reads every byte of the repository, without keys: the checksum of every
 // record, the hash and form of every map page, headers and footers, manifests,
 // wraps, tombstones. Damaged copies are recorded, so that Have says no and the
 // next backup brings them again. Then it follows every point's maps and names
-// the points that need something of which no sound copy is left.
+// the points that need something of which no sound copy is left, and those that
+// need what only distrusted sessions brought.
 //
 // What it cannot tell without keys is whether a tenant sealed what its id says;
-// restores and the tenant's own verification do.
+// restores, the samples of backups and the tenant's own verification do.
 func (r *Repository) Verify(ctx context.Context, o VerifyOptions) (VerifyReport, error) {
 	v := &verifier{r: r, o: o}
 	if o.Progress == nil {
@@ -311,13 +313,18 @@ func (v *verifier) points(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			whole, err := v.whole(ctx, j, record)
+			found, err := v.whole(ctx, j, record)
 			if err != nil {
 				return err
 			}
-			if !whole && v.exists(ctx, record.ID) {
-				v.r.noteDamage()
+			if found == standingSound || !v.exists(ctx, record.ID) {
+				continue
+			}
+			v.r.noteDamage()
+			if found == standingLost {
 				v.report.Affected = append(v.report.Affected, record.ID)
+			} else {
+				v.report.Doubtful = append(v.report.Doubtful, record.ID)
 			}
 		}
 	}
@@ -331,24 +338,45 @@ func (v *verifier) exists(ctx context.Context, id point.ID) bool {
 	return !errors.Is(err, tenant.ErrNotFound)
 }
 
-func (v *verifier) whole(ctx context.Context, j *judge, record PointRecord) (bool, error) {
+func (v *verifier) whole(ctx context.Context, j *judge, record PointRecord) (standing, error) {
 	_, p, err := v.r.readManifest(ctx, record)
 	if errors.Is(err, blob.ErrNotFound) {
 		if v.exists(ctx, record.ID) {
 			v.fault(v.r.manifestOf(record), err)
 		}
-		return false, nil
+		return standingLost, nil
 	}
 	if errors.Is(err, chunk.ErrDamaged) {
-		return false, nil // reported with its object
+		return standingLost, nil // reported with its object
 	}
 	if err != nil {
-		return false, err
+		return standingLost, err
 	}
 	return j.point(ctx, p)
 }
 
-// judge tells whether everything that points need is there and sound. What it
+// standing is the worst copy on which a point, or what lies below a page, has
+// to rely.
+type standing byte
+
+const (
+	standingLost     standing = iota // something has no copy that is known to be whole
+	standingDoubtful                 // something was brought by distrusted sessions only
+	standingSound
+)
+
+// standingOf is that of a record, of the copies that live found.
+func standingOf(copies []location) standing {
+	switch {
+	case len(copies) == 0 || copies[0].damaged:
+		return standingLost
+	case copies[0].doubtful:
+		return standingDoubtful
+	}
+	return standingSound
+}
+
+// judge tells how everything that points need stands. What it
 // has seen is kept in the index, under a key of its own, so a page that points
 // share is followed once.
 type judge struct {
@@ -368,77 +396,80 @@ func (j *judge) end() {
 	}
 }
 
-func (j *judge) point(ctx context.Context, p point.Public) (bool, error) {
-	whole := true
+func (j *judge) point(ctx context.Context, p point.Public) (standing, error) {
+	worst := standingSound
 	for i, disk := range p.Disks {
 		if disk.Root.IsZero() {
 			continue
 		}
-		sound, err := j.page(ctx, disk.Root, p.Geometry(i).RootLevel())
+		found, err := j.page(ctx, disk.Root, p.Geometry(i).RootLevel())
 		if err != nil {
-			return false, err
+			return standingLost, err
 		}
-		whole = whole && sound
+		worst = min(worst, found)
 	}
-	return whole, nil
+	return worst, nil
 }
 
-func (j *judge) page(ctx context.Context, id chunk.ID, level int) (sound bool, err error) {
+func (j *judge) page(ctx context.Context, id chunk.ID, level int) (found standing, err error) {
 	if err := ctx.Err(); err != nil {
-		return false, err
+		return standingLost, err
 	}
 	key := j.r.space.key(familySound, j.run, []byte{byte(level)}, id[:])
 	known, ok, err := j.r.space.get(key)
-	if err != nil || ok {
-		return ok && known[0] == 1, err
+	if err != nil {
+		return standingLost, err
 	}
-	if sound, err = j.look(ctx, id, level); err != nil {
-		return false, err
+	if ok && len(known) == 1 {
+		return standing(known[0]), nil
 	}
-	value := []byte{0}
-	if sound {
-		value[0] = 1
+	if found, err = j.look(ctx, id, level); err != nil {
+		return standingLost, err
 	}
 	b := j.r.space.batch()
-	b.set(key, value)
-	return sound, b.apply()
+	b.set(key, []byte{byte(found)})
+	return found, b.apply()
 }
 
-func (j *judge) look(ctx context.Context, id chunk.ID, level int) (bool, error) {
-	_, sound, err := j.r.live(chunk.KindPage, id)
-	if err != nil || !sound {
-		return false, err
+func (j *judge) look(ctx context.Context, id chunk.ID, level int) (standing, error) {
+	copies, _, err := j.r.live(chunk.KindPage, id)
+	if err != nil || standingOf(copies) == standingLost {
+		return standingLost, err
 	}
 	page, err := j.r.page(ctx, id)
 	if errors.Is(err, chunk.ErrDamaged) || errors.Is(err, ErrNotFound) {
-		return false, nil
+		return standingLost, nil
 	}
 	if err != nil || page.Level != level {
-		return false, err
+		return standingLost, err
 	}
-	whole := true
+	worst := standingSound
 	for _, child := range page.IDs {
 		if child.IsZero() {
 			continue
 		}
+		var found standing
 		if level == 0 {
-			_, sound, err = j.r.live(chunk.KindData, child)
+			copies, _, err = j.r.live(chunk.KindData, child)
+			found = standingOf(copies)
 		} else {
-			sound, err = j.page(ctx, child, level-1)
+			found, err = j.page(ctx, child, level-1)
 		}
 		if err != nil {
-			return false, err
+			return standingLost, err
 		}
-		whole = whole && sound
+		worst = min(worst, found)
 	}
-	return whole, nil
+	return worst, nil
 }
 
 // MaxDamagedChunks bounds the answer of Damaged.
 const MaxDamagedChunks = 1 << 16
 
-// Damaged lists the chunks of the session's base of which no sound copy is left. The agent reads their blocks again, because its change tracker does not
-// know that the repository lost them.
+// Damaged lists the chunks of the session's base of which no sound copy is left,
+// or only such as distrusted sessions brought, up to MaxDamagedChunks. The agent
+// reads their blocks again, because its change tracker does not know that the
+// repository lost them.
 func (s *Session) Damaged(ctx context.Context) ([]chunk.ID, error) {
 	if s.base == "" || !s.r.anyDamage() {
 		return nil, nil
@@ -481,8 +512,8 @@ func (r *Repository) noteDamage() {
 
 // lost gathers the chunks below a page that have no sound copy.
 func (j *judge) lost(ctx context.Context, id chunk.ID, level int, lost *[]chunk.ID) error {
-	sound, err := j.page(ctx, id, level)
-	if err != nil || sound || len(*lost) >= MaxDamagedChunks {
+	found, err := j.page(ctx, id, level)
+	if err != nil || found == standingSound || len(*lost) >= MaxDamagedChunks {
 		return err
 	}
 	page, err := j.r.page(ctx, id)

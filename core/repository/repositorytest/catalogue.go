@@ -41,6 +41,7 @@ type books struct {
 	points    map[point.ID]repository.PointRecord
 	condemned map[repository.PackID]time.Time
 	damage    map[repository.Damage]time.Time
+	sessions  map[string]repository.SessionRecord
 }
 
 var _ repository.Catalogue = (*Catalogue)(nil)
@@ -55,6 +56,7 @@ func (c *Catalogue) Add(id string, limitBytes int64, epoch uint64) {
 	c.repos[id] = &books{
 		epoch: epoch, limit: limitBytes, reserved: map[string]int64{}, points: map[point.ID]repository.PointRecord{},
 		condemned: map[repository.PackID]time.Time{}, damage: map[repository.Damage]time.Time{},
+		sessions: map[string]repository.SessionRecord{},
 	}
 }
 
@@ -114,6 +116,7 @@ func (c *Catalogue) Copy() *Catalogue {
 		copied := *b
 		copied.reserved, copied.points = maps.Clone(b.reserved), maps.Clone(b.points)
 		copied.condemned, copied.damage = maps.Clone(b.condemned), maps.Clone(b.damage)
+		copied.sessions = maps.Clone(b.sessions)
 		out.repos[id] = &copied
 	}
 	return out

@@ -45,6 +45,8 @@ func RunCatalogue(t *testing.T, open func(t *testing.T) Books) {
 		{"PointsAreListedInOrder", lists},
 		{"CondemnedUntilRemoved", condemns},
 		{"DamageIsKept", damages},
+		{"SessionsAreKept", keepsSessions},
+		{"SessionsAreDistrusted", distrusts},
 		{"ImportReplaces", imports},
 		{"DecisionsNeedAnOrigin", origins},
 	}
@@ -343,7 +345,10 @@ func imports(t *testing.T, b Books) {
 func origins(t *testing.T, b Books) {
 	p := newPoint("s1", 1)
 	must(t, b.Catalogue.Commit(origin(t), b.Repository, b.Epoch, p, 0))
+	_, distrusted := b.Catalogue.Distrust(t.Context(), b.Repository, b.Epoch, repository.Distrust{Owner: "agent"}, time.Now())
 	for name, err := range map[string]error{
+		"distrust": distrusted,
+
 		"commit": b.Catalogue.Commit(t.Context(), b.Repository, b.Epoch, newPoint("s2", 1), 0),
 		"forget": b.Catalogue.Forget(t.Context(), b.Repository, b.Epoch, p.ID, time.Now()),
 		"purge":  b.Catalogue.Purge(t.Context(), b.Repository, b.Epoch, nil),
