@@ -21,7 +21,8 @@ func repositoryCommand(a *app) *cobra.Command {
 			`What live points need, what arrived and is in no point yet, what only the bin needs, waste that a collection frees, and
 overhead add up to the bytes on disk.`),
 		repositoryRunCommand(a, "import", "Rebuild the catalogue from the manifests in the store",
-			"Needed after the database was restored from a backup, and after a cloud repository was created with --id: until then such a repository takes no writes."))
+			"Needed after the database was restored from a backup, and after a cloud repository was created with --id: until then such a repository takes no writes."),
+		repositorySessionsCommand(a), repositoryDistrustCommand(a))
 }
 
 func repositoryAddCommand(a *app) *cobra.Command {

@@ -208,7 +208,7 @@ func (s *server) wire() {
 		Version: versionText(), Now: time.Now, Ping: s.db.Ping, Status: s.status,
 		Users: s.db.Users(), Passwords: access.NewPasswords(passwordsAtOnce), Attempts: access.NewAttempts(time.Now), Agents: s.db.Agents(), Tenants: s.db.Tenants(),
 		Locations: s.db.Locations(), Quotas: s.db.Quotas(), Runs: s.db.Runs(), Reports: s.db.Reports(), Traffic: s.gateway.Traffic, Wake: s.runner.Wake, Audit: s.db.Audits(),
-		Prepare: prepareLocation, Points: s.repositories.points, Find: s.repositories.find, Unknown: s.repositories.unknown, Notice: s.notice, SetCertificate: s.setCertificate,
+		Prepare: prepareLocation, Points: s.repositories.points, Sessions: s.repositories.sessions, Find: s.repositories.find, Unknown: s.repositories.unknown, Notice: s.notice, SetCertificate: s.setCertificate,
 		DisconnectTenant: func(t tenant.ID) { s.gateway.DisconnectTenant(t) },
 		DisconnectAgent:  func(id string) { s.gateway.DisconnectAgent(id) },
 	}

@@ -497,10 +497,11 @@ func foreign(err error) error {
 // handlers are the provider's own runs.
 func (s *repositories) handlers() map[job.Kind]job.Handler {
 	return map[job.Kind]job.Handler{
-		api.RunVerify:  s.job(verifyRepository),
-		api.RunCollect: s.job(collectRepository),
-		api.RunImport:  s.job(importRepository),
-		api.RunAccount: s.job(s.accountRepository),
+		api.RunVerify:   s.job(verifyRepository),
+		api.RunCollect:  s.job(collectRepository),
+		api.RunImport:   s.job(importRepository),
+		api.RunAccount:  s.job(s.accountRepository),
+		api.RunDistrust: s.job(distrustRepository),
 	}
 }
 

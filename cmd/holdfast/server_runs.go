@@ -44,6 +44,8 @@ type verifyResult struct {
 	Faults         []finding  `json:"faults,omitempty"`
 	AffectedPoints int        `json:"affected_points"`
 	Affected       []point.ID `json:"affected,omitempty"`
+	DoubtfulPoints int        `json:"doubtful_points"`
+	Doubtful       []point.ID `json:"doubtful,omitempty"`
 }
 
 // verifyRepository reads everything and checks it without keys.
@@ -59,12 +61,13 @@ func verifyRepository(ctx context.Context, x *job.Execution, o *openRepository, 
 	}
 	if !report.Sound() {
 		x.Warn(job.Failure{Side: "provider",
-			Message: fmt.Sprintf("%d damaged records and %d faulty objects; %d points cannot be restored whole", report.DamagedRecords, report.FaultyObjects, len(report.Affected)),
-			Hint:    "the next backup of each machine sends again what it still has; look after the storage"})
+			Message: fmt.Sprintf("%d damaged records and %d faulty objects; %d points cannot be restored whole, and %d depend on what is distrusted",
+				report.DamagedRecords, report.FaultyObjects, len(report.Affected), len(report.Doubtful)),
+			Hint: "the next backup of each machine sends again what it still has; look after the storage"})
 	}
 	return x.SetResult(verifyResult{Sound: report.Sound(), Objects: report.Objects, Packs: report.Packs, Records: report.Records, Bytes: report.Bytes,
 		DamagedRecords: report.DamagedRecords, FaultyObjects: report.FaultyObjects, Faults: findings(report.Faults),
-		AffectedPoints: len(report.Affected), Affected: named(report.Affected)})
+		AffectedPoints: len(report.Affected), Affected: named(report.Affected), DoubtfulPoints: len(report.Doubtful), Doubtful: named(report.Doubtful)})
 }
 
 // collectResult is what a collection answers.

@@ -183,7 +183,9 @@ func (r *remoteRepository) Resume(ctx context.Context, id chunk.SessionID, base 
 
 type remoteSession struct{ *gateway.RemoteSession }
 
-func (s *remoteSession) DamagedChunks() []chunk.ID { return s.Info().Damaged }
+func (s *remoteSession) DamagedChunks() (ids []chunk.ID, more bool) {
+	return s.Info().Damaged, s.Info().DamagedMore
+}
 
 func (s *remoteSession) Commit(ctx context.Context, manifest []byte) error {
 	return s.RemoteSession.Commit(ctx, manifest)

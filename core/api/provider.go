@@ -48,6 +48,9 @@ type Provider struct {
 	Unknown func(ctx context.Context, l blob.Location, after string, limit int) (UnknownPage, error)
 	// Points lists the points of a cloud repository, oldest first.
 	Points func(ctx context.Context, cloud string, machine point.MachineID, after point.ID, limit int) ([]gateway.PointInfo, error)
+	// Sessions lists the sessions that brought what is in a cloud repository, in
+	// the order in which they began.
+	Sessions func(ctx context.Context, cloud string, q SessionQuery) ([]Session, error)
 	// Notice describes the certificate that the server presents.
 	Notice func() (pki.Notice, error)
 	// SetCertificate imports a certificate, or with nil goes back to issued ones,

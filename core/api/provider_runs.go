@@ -23,6 +23,8 @@ const (
 	RunCollect job.Kind = "collect"
 	RunImport  job.Kind = "import"
 	RunAccount job.Kind = "account"
+	// RunDistrust also gives trust back.
+	RunDistrust job.Kind = "distrust"
 )
 
 // RunSpec says which cloud repository a run of the provider is about.
@@ -31,6 +33,8 @@ type RunSpec struct {
 	Cloud  string `json:"cloud"`
 	// AcceptLoss is repository.ImportOptions.AcceptLoss.
 	AcceptLoss bool `json:"accept_loss,omitempty"`
+	// Distrust is for RunDistrust.
+	Distrust *DistrustSpec `json:"distrust,omitempty"`
 }
 
 // SubjectOf is what a run about a cloud repository is about.
@@ -127,6 +131,7 @@ func registerRuns(h huma.API, p *Provider) {
 		Summary: "Rebuild a cloud repository's catalogue", DefaultStatus: http.StatusAccepted,
 		Description: "Reads the manifests that lie in the store; needed after the database was restored from a backup, and after a cloud repository was created with an id. Answers the run that does it."},
 		p.startImport)
+	registerTrust(h, p)
 	add(h, huma.Operation{OperationID: "list-runs", Method: http.MethodGet, Path: "/v1/runs", Tags: tags,
 		Summary: "List the provider's runs"}, p.listRuns)
 	add(h, huma.Operation{OperationID: "get-run", Method: http.MethodGet, Path: "/v1/runs/{run}", Tags: tags,

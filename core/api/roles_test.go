@@ -70,7 +70,8 @@ func newWorld(t testing.TB) *world {
 		Points: func(context.Context, string, point.MachineID, point.ID, int) ([]gateway.PointInfo, error) {
 			return nil, nil
 		},
-		Find: w.find,
+		Sessions: func(context.Context, string, api.SessionQuery) ([]api.Session, error) { return nil, nil },
+		Find:     w.find,
 		Unknown: func(_ context.Context, l blob.Location, _ string, _ int) (api.UnknownPage, error) {
 			return api.UnknownPage{Items: []api.UnknownRepository{{ID: lyingID, Repository: l.ID, TenantName: "Lost Ltd", Points: 3}}}, nil
 		},

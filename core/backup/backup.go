@@ -38,8 +38,9 @@ type Session interface {
 	ID() chunk.SessionID
 
 	// DamagedChunks are chunks of the base point whose copies at the repository
-	// are damaged, and which this point should bring again.
-	DamagedChunks() []chunk.ID
+	// are damaged or distrusted, and which this point should bring again. With
+	// more there are others that are not named.
+	DamagedChunks() (ids []chunk.ID, more bool)
 
 	// Commit makes the point exist. A *point.MissingError names what has to be
 	// sent again; repeating a commit that succeeded is nil.

@@ -27,13 +27,14 @@ import (
 type repository struct {
 	*movertest.Store
 
-	mutex    sync.Mutex // guards the fields below
-	points   [][]byte
-	sessions int
-	open     int
-	damaged  []chunk.ID
-	onCommit func(round int) error
-	commits  int
+	mutex       sync.Mutex // guards the fields below
+	points      [][]byte
+	sessions    int
+	open        int
+	damaged     []chunk.ID
+	damagedMore bool
+	onCommit    func(round int) error
+	commits     int
 
 	roundTrip time.Duration // of the line, if it is known
 }
@@ -73,8 +74,8 @@ type far struct {
 
 func (f far) RoundTripTime() time.Duration { return f.roundTrip }
 
-func (s *session) ID() chunk.SessionID       { return s.id }
-func (s *session) DamagedChunks() []chunk.ID { return s.of.damaged }
+func (s *session) ID() chunk.SessionID               { return s.id }
+func (s *session) DamagedChunks() ([]chunk.ID, bool) { return s.of.damaged, s.of.damagedMore }
 
 func (s *session) Commit(_ context.Context, manifest []byte) error {
 	s.of.mutex.Lock()
@@ -439,6 +440,25 @@ func TestDamagedChunksAreSupplied(t *testing.T) {
 	s.repo.Remove(chunk.KindData, bad)
 	s.repo.damaged = []chunk.ID{bad}
 	if res := s.backup(); res.SentBytes != chunk.Size || res.ReadBytes != chunk.Size {
+		t.Errorf("read %d and sent %d bytes", res.ReadBytes, res.SentBytes)
+	}
+	s.holds()
+}
+
+// More chunks than a session names: the base is no help, and everything that the
+// repository lacks is sent, whatever the tracker calls unchanged.
+func TestMuchDamageIsReadWhole(t *testing.T) {
+	s := newSite(t, 8*mib)
+	s.write(0, 0, 4*mib, 1)
+	s.backup()
+	names := s.repo.Names(chunk.KindData)
+	for _, id := range names {
+		s.repo.Remove(chunk.KindData, id)
+	}
+	s.repo.damaged, s.repo.damagedMore = names[:1], true
+	res := s.backup()
+	s.warned(res, backup.CodeBaseLost, true)
+	if res.ReadBytes < 4*mib || res.SentBytes != 4*mib {
 		t.Errorf("read %d and sent %d bytes", res.ReadBytes, res.SentBytes)
 	}
 	s.holds()

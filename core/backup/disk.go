@@ -2,6 +2,7 @@ package backup
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"iter"
@@ -82,7 +83,13 @@ func (r *run) baseOf(d sdk.Disk) (*point.Tree, sdk.Mark) {
 func (r *run) copyDisk(ctx context.Context, i int) error {
 	d := r.snap.Machine.Disks[i]
 	base, mark := r.baseOf(d)
-	disk := mover.Disk{Geometry: r.geometry(d), Base: base, Suspect: r.session.DamagedChunks()}
+	damaged, more := r.session.DamagedChunks()
+	if more && base != nil {
+		base = nil
+		r.warn(Warning{Code: CodeBaseLost, Disk: d.ID, Alert: true, Message: fmt.Sprintf(
+			"the repository has no sound copy of more than %d chunks of the last point; everything is read, and sent where it is lacking", len(damaged))})
+	}
+	disk := mover.Disk{Geometry: r.geometry(d), Base: base, Suspect: damaged}
 	if base != nil && r.tracker != nil && len(mark) > 0 && !r.CompareAll {
 		disk.Changed = r.changed(d.ID)
 	}
@@ -150,9 +157,15 @@ func (r *run) judge(d sdk.Disk, stats mover.Stats) {
 	if len(stats.Damaged) == 0 {
 		return
 	}
+	first := stats.Damaged[0]
+	by := "not known"
+	if first.Session != (chunk.SessionID{}) {
+		by = hex.EncodeToString(first.Session[:])
+	}
 	r.warn(Warning{Code: CodeDamaged, Disk: d.ID, Alert: true, Message: fmt.Sprintf(
-		"%d of %d sampled chunks that the repository says it has are not what they should be, the first %s (seed %s): verify the repository with its keys",
-		len(stats.Damaged), stats.Verified.Chunks, stats.Damaged[0], stats.Seed)})
+		"%d of %d sampled chunks that the repository says it has are not what they should be, the first %s, brought by session %s (seed %s): "+
+			"verify the points with their keys, and have the provider distrust the session or its agent, so that the next backup sends again what was lost",
+		len(stats.Damaged), stats.Verified.Chunks, first.ID, by, stats.Seed)})
 }
 
 // sendDisk opens a disk of the snapshot and sends it.

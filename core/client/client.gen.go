@@ -754,6 +754,21 @@ type CreateUserInputBody struct {
 // CreateUserInputBodyRole defines model for CreateUserInputBody.Role.
 type CreateUserInputBodyRole string
 
+// DistrustSpec defines model for DistrustSpec.
+type DistrustSpec struct {
+	// Agent Every session of the agent that had not ended before since. Revoke the agent first: what it begins later is trusted.
+	Agent *string `json:"agent,omitempty"`
+
+	// Lift They are trusted again
+	Lift *bool `json:"lift,omitempty"`
+
+	// Session One session, as the warning of a backup names it; instead of an agent
+	Session *string `json:"session,omitempty"`
+
+	// Since With an agent; absent: ever
+	Since *time.Time `json:"since,omitempty"`
+}
+
 // EndpointState defines model for EndpointState.
 type EndpointState struct {
 	// DrainUntil When those who still use the older version are moved
@@ -1134,6 +1149,29 @@ type RunProgress struct {
 
 	// TotalBytes 0: not known yet
 	TotalBytes int64 `json:"total_bytes"`
+}
+
+// Session defines model for Session.
+type Session struct {
+	// Agent Id of the agent; absent if it is not known who brought what it did
+	Agent *string   `json:"agent,omitempty"`
+	Began time.Time `json:"began"`
+
+	// Distrusted Since when its chunks do not count; absent while they do
+	Distrusted *time.Time `json:"distrusted,omitempty"`
+
+	// Ended Absent while it is open
+	Ended   *time.Time `json:"ended,omitempty"`
+	Id      string     `json:"id"`
+	Machine *string    `json:"machine,omitempty"`
+}
+
+// SessionPage defines model for SessionPage.
+type SessionPage struct {
+	Items []Session `json:"items"`
+
+	// Next Pass it as after to continue; absent at the end
+	Next *string `json:"next,omitempty"`
 }
 
 // SetLeaseInputBody defines model for SetLeaseInputBody.
@@ -2154,6 +2192,12 @@ type CollectCloudRepositoryParams struct {
 	IdempotencyKey *string `json:"Idempotency-Key,omitempty"`
 }
 
+// DistrustCloudRepositoryParams defines parameters for DistrustCloudRepository.
+type DistrustCloudRepositoryParams struct {
+	// IdempotencyKey Chosen by the caller; a repeated request with the same key and body is answered what the first one was
+	IdempotencyKey *string `json:"Idempotency-Key,omitempty"`
+}
+
 // ImportCloudRepositoryParams defines parameters for ImportCloudRepository.
 type ImportCloudRepositoryParams struct {
 	// AcceptLoss What the catalogue knows and the store has not is really gone, even if that is every point
@@ -2168,6 +2212,16 @@ type ListPointsParams struct {
 	Machine *string `form:"machine,omitempty" json:"machine,omitempty"`
 	After   *string `form:"after,omitempty" json:"after,omitempty"`
 	Limit   *int64  `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
+// ListSessionsParams defines parameters for ListSessions.
+type ListSessionsParams struct {
+	Agent *string `form:"agent,omitempty" json:"agent,omitempty"`
+
+	// Distrusted Only sessions that are distrusted
+	Distrusted *bool   `form:"distrusted,omitempty" json:"distrusted,omitempty"`
+	After      *string `form:"after,omitempty" json:"after,omitempty"`
+	Limit      *int64  `form:"limit,omitempty" json:"limit,omitempty"`
 }
 
 // VerifyCloudRepositoryParams defines parameters for VerifyCloudRepository.
@@ -2302,6 +2356,9 @@ type CreateCloudRepositoryJSONRequestBody = CreateCloudInputBody
 
 // UpdateCloudRepositoryJSONRequestBody defines body for UpdateCloudRepository for application/json ContentType.
 type UpdateCloudRepositoryJSONRequestBody = UpdateCloudInputBody
+
+// DistrustCloudRepositoryJSONRequestBody defines body for DistrustCloudRepository for application/json ContentType.
+type DistrustCloudRepositoryJSONRequestBody = DistrustSpec
 
 // CreateEnrolmentJSONRequestBody defines body for CreateEnrolment for application/json ContentType.
 type CreateEnrolmentJSONRequestBody = CreateEnrolmentInputBody
@@ -3282,6 +3339,28 @@ type ClientInterface interface {
 	// Corresponds with POST /v1/tenants/{tenant}/cloud-repositories/{cloud}/collect (the `CollectCloudRepository` operationId).
 	CollectCloudRepository(ctx context.Context, tenant string, cloud string, params *CollectCloudRepositoryParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// DistrustCloudRepositoryWithBody Distrust what an agent brought
+	//
+	// A repository cannot tell whether an agent sealed under an id what the id says. The chunks of distrusted sessions count only where there is no other copy: backups send them again, and the points that depend on them are named. Nothing is deleted. Answers the run that does it.
+	//
+	// Needs the manage level at the provider.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/tenants/{tenant}/cloud-repositories/{cloud}/distrust (the `DistrustCloudRepository` operationId).
+	DistrustCloudRepositoryWithBody(ctx context.Context, tenant string, cloud string, params *DistrustCloudRepositoryParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DistrustCloudRepository Distrust what an agent brought
+	//
+	// A repository cannot tell whether an agent sealed under an id what the id says. The chunks of distrusted sessions count only where there is no other copy: backups send them again, and the points that depend on them are named. Nothing is deleted. Answers the run that does it.
+	//
+	// Needs the manage level at the provider.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/tenants/{tenant}/cloud-repositories/{cloud}/distrust (the `DistrustCloudRepository` operationId).
+	DistrustCloudRepository(ctx context.Context, tenant string, cloud string, params *DistrustCloudRepositoryParams, body DistrustCloudRepositoryJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ImportCloudRepository Rebuild a cloud repository's catalogue
 	//
 	// Reads the manifests that lie in the store; needed after the database was restored from a backup, and after a cloud repository was created with an id. Answers the run that does it.
@@ -3297,6 +3376,15 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /v1/tenants/{tenant}/cloud-repositories/{cloud}/points (the `ListPoints` operationId).
 	ListPoints(ctx context.Context, tenant string, cloud string, params *ListPointsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListSessions List the sessions that brought what is in a cloud repository
+	//
+	// Those of which nothing is left are forgotten.
+	//
+	// Needs the view level on the tenant.
+	//
+	// Corresponds with GET /v1/tenants/{tenant}/cloud-repositories/{cloud}/sessions (the `ListSessions` operationId).
+	ListSessions(ctx context.Context, tenant string, cloud string, params *ListSessionsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// VerifyCloudRepository Verify a cloud repository
 	//
@@ -5372,6 +5460,48 @@ func (c *Client) CollectCloudRepository(ctx context.Context, tenant string, clou
 	return c.Client.Do(req)
 }
 
+// DistrustCloudRepositoryWithBody Distrust what an agent brought
+//
+// A repository cannot tell whether an agent sealed under an id what the id says. The chunks of distrusted sessions count only where there is no other copy: backups send them again, and the points that depend on them are named. Nothing is deleted. Answers the run that does it.
+//
+// Needs the manage level at the provider.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/tenants/{tenant}/cloud-repositories/{cloud}/distrust (the `DistrustCloudRepository` operationId).
+func (c *Client) DistrustCloudRepositoryWithBody(ctx context.Context, tenant string, cloud string, params *DistrustCloudRepositoryParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDistrustCloudRepositoryRequestWithBody(c.Server, tenant, cloud, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DistrustCloudRepository Distrust what an agent brought
+//
+// A repository cannot tell whether an agent sealed under an id what the id says. The chunks of distrusted sessions count only where there is no other copy: backups send them again, and the points that depend on them are named. Nothing is deleted. Answers the run that does it.
+//
+// Needs the manage level at the provider.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/tenants/{tenant}/cloud-repositories/{cloud}/distrust (the `DistrustCloudRepository` operationId).
+func (c *Client) DistrustCloudRepository(ctx context.Context, tenant string, cloud string, params *DistrustCloudRepositoryParams, body DistrustCloudRepositoryJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDistrustCloudRepositoryRequest(c.Server, tenant, cloud, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // ImportCloudRepository Rebuild a cloud repository's catalogue
 //
 // Reads the manifests that lie in the store; needed after the database was restored from a backup, and after a cloud repository was created with an id. Answers the run that does it.
@@ -5398,6 +5528,25 @@ func (c *Client) ImportCloudRepository(ctx context.Context, tenant string, cloud
 // Corresponds with GET /v1/tenants/{tenant}/cloud-repositories/{cloud}/points (the `ListPoints` operationId).
 func (c *Client) ListPoints(ctx context.Context, tenant string, cloud string, params *ListPointsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewListPointsRequest(c.Server, tenant, cloud, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListSessions List the sessions that brought what is in a cloud repository
+//
+// Those of which nothing is left are forgotten.
+//
+// Needs the view level on the tenant.
+//
+// Corresponds with GET /v1/tenants/{tenant}/cloud-repositories/{cloud}/sessions (the `ListSessions` operationId).
+func (c *Client) ListSessions(ctx context.Context, tenant string, cloud string, params *ListSessionsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListSessionsRequest(c.Server, tenant, cloud, params)
 	if err != nil {
 		return nil, err
 	}
@@ -9289,6 +9438,75 @@ func NewCollectCloudRepositoryRequest(server string, tenant string, cloud string
 	return req, nil
 }
 
+// NewDistrustCloudRepositoryRequest calls the generic DistrustCloudRepository builder with application/json body
+func NewDistrustCloudRepositoryRequest(server string, tenant string, cloud string, params *DistrustCloudRepositoryParams, body DistrustCloudRepositoryJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewDistrustCloudRepositoryRequestWithBody(server, tenant, cloud, params, "application/json", bodyReader)
+}
+
+// NewDistrustCloudRepositoryRequestWithBody constructs an http.Request for the DistrustCloudRepository method, with any body, and a specified content type
+func NewDistrustCloudRepositoryRequestWithBody(server string, tenant string, cloud string, params *DistrustCloudRepositoryParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "tenant", tenant, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "cloud", cloud, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tenants/%s/cloud-repositories/%s/distrust", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
 // NewImportCloudRepositoryRequest constructs an http.Request for the ImportCloudRepository method
 func NewImportCloudRepositoryRequest(server string, tenant string, cloud string, params *ImportCloudRepositoryParams) (*http.Request, error) {
 	var err error
@@ -9417,6 +9635,110 @@ func NewListPointsRequest(server string, tenant string, cloud string, params *Li
 		if params.Machine != nil {
 
 			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "machine", *params.Machine, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.After != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "after", *params.After, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewListSessionsRequest constructs an http.Request for the ListSessions method
+func NewListSessionsRequest(server string, tenant string, cloud string, params *ListSessionsParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "tenant", tenant, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "cloud", cloud, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tenants/%s/cloud-repositories/%s/sessions", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Agent != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "agent", *params.Agent, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Distrusted != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "distrusted", *params.Distrusted, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
 				return nil, err
 			} else {
 				for _, qp := range strings.Split(queryFrag, "&") {
@@ -11407,6 +11729,28 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /v1/tenants/{tenant}/cloud-repositories/{cloud}/collect (the `CollectCloudRepository` operationId).
 	CollectCloudRepositoryWithResponse(ctx context.Context, tenant string, cloud string, params *CollectCloudRepositoryParams, reqEditors ...RequestEditorFn) (*CollectCloudRepositoryResponse, error)
 
+	// DistrustCloudRepositoryWithBodyWithResponse Distrust what an agent brought
+	//
+	// A repository cannot tell whether an agent sealed under an id what the id says. The chunks of distrusted sessions count only where there is no other copy: backups send them again, and the points that depend on them are named. Nothing is deleted. Answers the run that does it.
+	//
+	// Needs the manage level at the provider.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/tenants/{tenant}/cloud-repositories/{cloud}/distrust (the `DistrustCloudRepository` operationId).
+	DistrustCloudRepositoryWithBodyWithResponse(ctx context.Context, tenant string, cloud string, params *DistrustCloudRepositoryParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*DistrustCloudRepositoryResponse, error)
+
+	// DistrustCloudRepositoryWithResponse Distrust what an agent brought
+	//
+	// A repository cannot tell whether an agent sealed under an id what the id says. The chunks of distrusted sessions count only where there is no other copy: backups send them again, and the points that depend on them are named. Nothing is deleted. Answers the run that does it.
+	//
+	// Needs the manage level at the provider.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/tenants/{tenant}/cloud-repositories/{cloud}/distrust (the `DistrustCloudRepository` operationId).
+	DistrustCloudRepositoryWithResponse(ctx context.Context, tenant string, cloud string, params *DistrustCloudRepositoryParams, body DistrustCloudRepositoryJSONRequestBody, reqEditors ...RequestEditorFn) (*DistrustCloudRepositoryResponse, error)
+
 	// ImportCloudRepositoryWithResponse Rebuild a cloud repository's catalogue
 	//
 	// Reads the manifests that lie in the store; needed after the database was restored from a backup, and after a cloud repository was created with an id. Answers the run that does it.
@@ -11426,6 +11770,17 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /v1/tenants/{tenant}/cloud-repositories/{cloud}/points (the `ListPoints` operationId).
 	ListPointsWithResponse(ctx context.Context, tenant string, cloud string, params *ListPointsParams, reqEditors ...RequestEditorFn) (*ListPointsResponse, error)
+
+	// ListSessionsWithResponse List the sessions that brought what is in a cloud repository
+	//
+	// Those of which nothing is left are forgotten.
+	//
+	// Needs the view level on the tenant.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/tenants/{tenant}/cloud-repositories/{cloud}/sessions (the `ListSessions` operationId).
+	ListSessionsWithResponse(ctx context.Context, tenant string, cloud string, params *ListSessionsParams, reqEditors ...RequestEditorFn) (*ListSessionsResponse, error)
 
 	// VerifyCloudRepositoryWithResponse Verify a cloud repository
 	//
@@ -15300,6 +15655,54 @@ func (r CollectCloudRepositoryResponse) ContentType() string {
 	return ""
 }
 
+type DistrustCloudRepositoryResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *Run
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON202 returns the response for an HTTP 202 `application/json` response
+func (r DistrustCloudRepositoryResponse) GetJSON202() *Run {
+	return r.JSON202
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r DistrustCloudRepositoryResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r DistrustCloudRepositoryResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DistrustCloudRepositoryResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DistrustCloudRepositoryResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DistrustCloudRepositoryResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type ImportCloudRepositoryResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -15390,6 +15793,54 @@ func (r ListPointsResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r ListPointsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListSessionsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *SessionPage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListSessionsResponse) GetJSON200() *SessionPage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListSessionsResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListSessionsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListSessionsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListSessionsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListSessionsResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -17745,6 +18196,40 @@ func (c *ClientWithResponses) CollectCloudRepositoryWithResponse(ctx context.Con
 	return ParseCollectCloudRepositoryResponse(rsp)
 }
 
+// DistrustCloudRepositoryWithBodyWithResponse Distrust what an agent brought
+//
+// A repository cannot tell whether an agent sealed under an id what the id says. The chunks of distrusted sessions count only where there is no other copy: backups send them again, and the points that depend on them are named. Nothing is deleted. Answers the run that does it.
+//
+// Needs the manage level at the provider.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/tenants/{tenant}/cloud-repositories/{cloud}/distrust (the `DistrustCloudRepository` operationId).
+func (c *ClientWithResponses) DistrustCloudRepositoryWithBodyWithResponse(ctx context.Context, tenant string, cloud string, params *DistrustCloudRepositoryParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*DistrustCloudRepositoryResponse, error) {
+	rsp, err := c.DistrustCloudRepositoryWithBody(ctx, tenant, cloud, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDistrustCloudRepositoryResponse(rsp)
+}
+
+// DistrustCloudRepositoryWithResponse Distrust what an agent brought
+//
+// A repository cannot tell whether an agent sealed under an id what the id says. The chunks of distrusted sessions count only where there is no other copy: backups send them again, and the points that depend on them are named. Nothing is deleted. Answers the run that does it.
+//
+// Needs the manage level at the provider.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/tenants/{tenant}/cloud-repositories/{cloud}/distrust (the `DistrustCloudRepository` operationId).
+func (c *ClientWithResponses) DistrustCloudRepositoryWithResponse(ctx context.Context, tenant string, cloud string, params *DistrustCloudRepositoryParams, body DistrustCloudRepositoryJSONRequestBody, reqEditors ...RequestEditorFn) (*DistrustCloudRepositoryResponse, error) {
+	rsp, err := c.DistrustCloudRepository(ctx, tenant, cloud, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDistrustCloudRepositoryResponse(rsp)
+}
+
 // ImportCloudRepositoryWithResponse Rebuild a cloud repository's catalogue
 //
 // Reads the manifests that lie in the store; needed after the database was restored from a backup, and after a cloud repository was created with an id. Answers the run that does it.
@@ -17775,6 +18260,23 @@ func (c *ClientWithResponses) ListPointsWithResponse(ctx context.Context, tenant
 		return nil, err
 	}
 	return ParseListPointsResponse(rsp)
+}
+
+// ListSessionsWithResponse List the sessions that brought what is in a cloud repository
+//
+// Those of which nothing is left are forgotten.
+//
+// Needs the view level on the tenant.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/tenants/{tenant}/cloud-repositories/{cloud}/sessions (the `ListSessions` operationId).
+func (c *ClientWithResponses) ListSessionsWithResponse(ctx context.Context, tenant string, cloud string, params *ListSessionsParams, reqEditors ...RequestEditorFn) (*ListSessionsResponse, error) {
+	rsp, err := c.ListSessions(ctx, tenant, cloud, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListSessionsResponse(rsp)
 }
 
 // VerifyCloudRepositoryWithResponse Verify a cloud repository
@@ -20647,6 +21149,39 @@ func ParseCollectCloudRepositoryResponse(rsp *http.Response) (*CollectCloudRepos
 	return response, nil
 }
 
+// ParseDistrustCloudRepositoryResponse parses an HTTP response from a DistrustCloudRepositoryWithResponse call
+func ParseDistrustCloudRepositoryResponse(rsp *http.Response) (*DistrustCloudRepositoryResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DistrustCloudRepositoryResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Run
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
 // ParseImportCloudRepositoryResponse parses an HTTP response from a ImportCloudRepositoryWithResponse call
 func ParseImportCloudRepositoryResponse(rsp *http.Response) (*ImportCloudRepositoryResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -20696,6 +21231,39 @@ func ParseListPointsResponse(rsp *http.Response) (*ListPointsResponse, error) {
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest PointPage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListSessionsResponse parses an HTTP response from a ListSessionsWithResponse call
+func ParseListSessionsResponse(rsp *http.Response) (*ListSessionsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListSessionsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest SessionPage
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}

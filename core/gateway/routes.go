@@ -287,8 +287,8 @@ func (s *Server) session(q *request) error {
 	return s.describe(q, session, g)
 }
 
-// maxDamaged bounds the damaged chunks that one session begins with; the rest
-// is said to the next one.
+// maxDamaged bounds the damaged chunks that one session begins with; where there
+// are more, it is told to read everything.
 const maxDamaged = 4096
 
 func (s *Server) describe(q *request, session Session, g *guard) error {
@@ -297,7 +297,7 @@ func (s *Server) describe(q *request, session Session, g *guard) error {
 		return err
 	}
 	return q.answer(http.StatusOK, SessionInfo{ID: sessionText(session.ID()), Machine: session.Machine(), Base: session.Base(),
-		Epoch: g.Epoch(), Damaged: damaged[:min(len(damaged), maxDamaged)]})
+		Epoch: g.Epoch(), Damaged: damaged[:min(len(damaged), maxDamaged)], DamagedMore: len(damaged) > maxDamaged})
 }
 
 func (s *Server) abort(q *request) error {

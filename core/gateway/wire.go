@@ -144,7 +144,9 @@ type SessionInfo struct {
 	Base    point.ID        `json:"base,omitempty"`
 	Epoch   uint64          `json:"epoch"`
 	// Damaged are the base point's chunks that have to be read and sent again.
-	Damaged []chunk.ID `json:"damaged,omitempty"`
+	// With DamagedMore there are more than these: everything has to be read.
+	Damaged     []chunk.ID `json:"damaged,omitempty"`
+	DamagedMore bool       `json:"damaged_more,omitempty"`
 }
 
 // Receipt is the answer to a commit: the point exists.

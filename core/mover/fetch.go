@@ -357,6 +357,8 @@ type getter struct {
 	opener *chunk.Opener
 	retry  Retry
 	meter  *meter
+
+	session chunk.SessionID // that of the record that is being visited; zero: there is none
 }
 
 func newGetter(from Repository, retry Retry, m *meter) *getter {
@@ -386,6 +388,7 @@ func (g *getter) get(ctx context.Context, ids []chunk.ID, into *[]byte, visit fu
 		case end-next == 1:
 			width = 1
 			next++
+			g.session = chunk.SessionID{}
 			if err := visit(next-1, nil, err); err != nil {
 				return err
 			}
@@ -416,6 +419,7 @@ func (g *getter) request(ctx context.Context, ids []chunk.ID, next *int, into *[
 		}
 		clock(&g.meter.cpu, entered)
 		*next++
+		g.session = r.Session
 		if err := visit(i, (*into)[before:], bad); err != nil {
 			return final{err}
 		}

@@ -266,7 +266,7 @@ func (s *sending) prove(ctx context.Context, group []candidate) error {
 			st.Verified.Bytes += int64(len(plain))
 			if bad != nil {
 				st.Verified.Wrong++
-				st.Damaged = append(st.Damaged, ids[i])
+				st.Damaged = append(st.Damaged, Suspect{ID: ids[i], Session: g.session})
 			}
 		})
 		return nil

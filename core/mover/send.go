@@ -178,7 +178,13 @@ type Stats struct {
 	Audit    Sample
 	Verified Sample
 	Seed     Seed // by which both were chosen
-	Damaged  []chunk.ID
+	Damaged  []Suspect
+}
+
+// Suspect is a chunk of a sample that is not what it should be.
+type Suspect struct {
+	ID      chunk.ID
+	Session chunk.SessionID // that brought it, by the record; zero: there was no record to look at
 }
 
 // Send copies a disk to a repository and returns its map, whose pages and

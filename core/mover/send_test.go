@@ -510,6 +510,9 @@ func TestPoisonedChunkIsFound(t *testing.T) {
 		{Base: s.base(first), Changed: changed()},
 	} {
 		_, stats := s.send(d, mover.Options{VerifyChunks: 60})
+		if !slices.Contains(stats.Damaged, mover.Suspect{ID: ids[0], Session: chunk.SessionID{2}}) || !slices.Contains(stats.Damaged, mover.Suspect{ID: ids[1]}) {
+			t.Errorf("damaged %v, want %s of session 2 and %s of none", stats.Damaged, ids[0], ids[1])
+		}
 		if len(stats.Damaged) != 2 || stats.Verified.Wrong != 2 || stats.Verified.Chunks < 25 {
 			t.Errorf("damaged %v of %+v, want 2 of about 30", stats.Damaged, stats.Verified)
 		}

@@ -451,7 +451,7 @@ func (w *world) commitBackup(rt *rapid.T) {
 	o := w.take(rt)
 	struck := w.mishap(rt)
 	err := w.finish(rt, o)
-	if w.settled(rt, "commit", struck, err) {
+	if w.settled(rt, "commit", struck, err) || err == nil { // only the note that the session is over was lost
 		w.open = slices.DeleteFunc(w.open, func(x *openBackup) bool { return x == o })
 	}
 }

@@ -50,7 +50,7 @@ type wholeSession struct {
 	damaged []chunk.ID
 }
 
-func (s wholeSession) DamagedChunks() []chunk.ID { return s.damaged }
+func (s wholeSession) DamagedChunks() ([]chunk.ID, bool) { return s.damaged, false }
 
 func openWhole(t *testing.T, ctx context.Context) (w *whole, id, store string) {
 	t.Helper()

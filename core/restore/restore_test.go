@@ -51,9 +51,9 @@ func (p *provider) Begin(context.Context, point.MachineID, point.ID, string) (ba
 
 type session struct{ *provider }
 
-func (session) ID() chunk.SessionID         { return chunk.SessionID{1} }
-func (session) DamagedChunks() []chunk.ID   { return nil }
-func (session) Abort(context.Context) error { return nil }
+func (session) ID() chunk.SessionID               { return chunk.SessionID{1} }
+func (session) DamagedChunks() ([]chunk.ID, bool) { return nil, false }
+func (session) Abort(context.Context) error       { return nil }
 
 func (s session) Commit(_ context.Context, sealed []byte) error {
 	public, err := point.ParsePublic(sealed)
