@@ -140,6 +140,16 @@ func (k *kept) RoundTripTime() (t time.Duration) {
 	return 0
 }
 
+// Connect is the wrapped session's, so that the line is filled from the beginning.
+func (k *kept) Connect(ctx context.Context, n int) error {
+	if s, ok := k.Session.(interface {
+		Connect(context.Context, int) error
+	}); ok {
+		return s.Connect(ctx, n)
+	}
+	return nil
+}
+
 // ServerTime is the wrapped session's, so that the slow side can be told.
 func (k *kept) ServerTime() (t time.Duration) {
 	if s, ok := k.Session.(interface{ ServerTime() time.Duration }); ok {

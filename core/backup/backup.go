@@ -252,6 +252,7 @@ func (r *run) run(ctx context.Context) (err error) {
 			r.abort(ctx)
 		}
 	}()
+	defer r.connect(ctx)()
 	if err := r.snapshot(ctx, wanted); err != nil {
 		return err
 	}

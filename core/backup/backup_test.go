@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -37,6 +38,7 @@ type repository struct {
 	commits     int
 
 	roundTrip time.Duration // of the line, if it is known
+	connected atomic.Int64  // how many connections were opened beforehand
 }
 
 func (r *repository) Last(context.Context, point.MachineID) ([]byte, error) {
@@ -73,6 +75,11 @@ type far struct {
 }
 
 func (f far) RoundTripTime() time.Duration { return f.roundTrip }
+
+func (f far) Connect(_ context.Context, n int) error {
+	f.of.connected.Store(int64(n))
+	return errors.New("a failure here is not the run's")
+}
 
 func (s *session) ID() chunk.SessionID               { return s.id }
 func (s *session) DamagedChunks() ([]chunk.ID, bool) { return s.of.damaged, s.of.damagedMore }
@@ -601,6 +608,9 @@ func TestLongLineHasMoreOnItsWay(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		_, err := backup.Run(ctx, s.request())
 		cancel()
+		if n := s.repo.connected.Load(); c.want > 4 && n != int64(c.want) || c.want == 4 && n != 0 {
+			t.Errorf("round trip %s: %d connections opened beforehand", c.roundTrip, n)
+		}
 		if most := s.repo.Counts().MaxPutsAtOnce; err != nil || most != c.want {
 			t.Errorf("round trip %s: %d batches at once, want %d (%v)", c.roundTrip, most, c.want, err)
 		}

@@ -244,11 +244,7 @@ func (r *run) options(i int) mover.Options {
 	}
 	o.Memory /= int64(tasks)
 	if o.Connections == 0 {
-		var roundTrip time.Duration
-		if far, ok := r.session.(distant); ok {
-			roundTrip = far.RoundTripTime()
-		}
-		o.Connections = mover.ConnectionsOver(roundTrip)
+		o.Connections = r.connections()
 	}
 	o.Connections = max(1, o.Connections/tasks)
 	o.Progress = nil
@@ -260,9 +256,40 @@ func (r *run) options(i int) mover.Options {
 
 const defaultMemory = 30 << 20
 
+// connections is how many requests of the run are best in flight.
+func (r *run) connections() int {
+	var roundTrip time.Duration
+	if far, ok := r.session.(distant); ok {
+		roundTrip = far.RoundTripTime()
+	}
+	return mover.ConnectionsOver(roundTrip)
+}
+
 // distant is a Session that knows how long the line is.
 type distant interface {
 	RoundTripTime() time.Duration
+	// Connect opens as many connections.
+	Connect(ctx context.Context, n int) error
+}
+
+// connect opens the connections of a long line while the snapshot is taken. Whoever
+// calls it calls wait, too. A failure shows where the connections are used.
+func (r *run) connect(ctx context.Context) (wait func()) {
+	far, ok := r.session.(distant)
+	n := r.connections()
+	if !ok || r.Mover.Connections != 0 || n <= mover.ConnectionsOver(0) {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = far.Connect(ctx, n) // the requests that follow tell what is wrong
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
 }
 
 // changed lists a disk's changes, waiting while the back-end works on it.

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/holdfast-dr/holdfast/core/pki"
 )
@@ -183,6 +184,17 @@ func (c *Client) reach(took time.Duration) {
 		took = min(took, time.Duration(last+last/8))
 	}
 	c.reached.Store(int64(took))
+}
+
+// Connect opens connections until there are n, with as many small questions at
+// once. On a long line a connection that is opened when it is needed finds the line
+// full of those before it, and stays behind them for long.
+func (c *Client) Connect(ctx context.Context, n int) error {
+	var g errgroup.Group
+	for range min(n, c.options.Connections) {
+		g.Go(func() error { _, err := c.Site(ctx); return err })
+	}
+	return g.Wait()
 }
 
 // RoundTripTime is about the time of the line, as connections found it: once

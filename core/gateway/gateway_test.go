@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -79,6 +80,29 @@ func TestRoundTripIsKnownOnceConnected(t *testing.T) {
 	}
 	if got := e.begin(c).RoundTripTime(); got < line {
 		t.Errorf("round trip of a line of %s: %s", line, got)
+	}
+}
+
+func TestConnectionsAreOpenedBeforehand(t *testing.T) {
+	e := newEnds(t)
+	var opened, arrived atomic.Int64
+	c := e.client(func(o *Options) {
+		o.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+			opened.Add(1)
+			conn, err := new(net.Dialer).DialContext(ctx, network, address)
+			for arrived.Add(1); arrived.Load() < DefaultConnections && ctx.Err() == nil; {
+				runtime.Gosched() // none is there before all were asked for
+			}
+			return conn, err
+		}
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := c.Connect(ctx, DefaultConnections+5); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Site(t.Context()); err != nil || opened.Load() != DefaultConnections {
+		t.Errorf("%d connections, %v", opened.Load(), err)
 	}
 }
 

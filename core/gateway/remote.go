@@ -277,6 +277,11 @@ func (s *RemoteSession) Info() SessionInfo { return s.info }
 // RoundTripTime is that of the client.
 func (s *RemoteSession) RoundTripTime() time.Duration { return s.repository.client.RoundTripTime() }
 
+// Connect is that of the client.
+func (s *RemoteSession) Connect(ctx context.Context, n int) error {
+	return s.repository.client.Connect(ctx, n)
+}
+
 // ServerTime is that of the client.
 func (s *RemoteSession) ServerTime() time.Duration { return s.repository.ServerTime() }
 

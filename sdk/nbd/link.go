@@ -143,8 +143,10 @@ func (l *link) submit(r *request, payload []byte) error {
 	case <-l.dead:
 		return l.broken()
 	}
+	if err := l.choose(r); err != nil {
+		return err
+	}
 	r.started = time.Now()
-	l.choose(r)
 	cookie, err := l.enrol(r)
 	if err != nil {
 		return err

@@ -23,8 +23,8 @@ import (
 // sealed, so nobody can shrink what the other has mapped, the client maps it to
 // read only, and copies a place once, so that what it hands on cannot change.
 const (
-	placeSize  = 256 << 10
-	places     = 8
+	placeSize  = 512 << 10
+	places     = 4
 	memorySize = places * placeSize
 )
 
@@ -135,15 +135,18 @@ func (n *session) readPlaced(w *work) error {
 	return nil
 }
 
-// choose gives a read a place, if it fits into one and one is free.
-func (l *link) choose(r *request) {
+// choose gives a read a place, if it fits into one, and waits until one is free:
+// that takes less than the way through the socket.
+func (l *link) choose(r *request) error {
 	if l.memory == nil || r.command != cmdRead || r.length > placeSize {
-		return
+		return nil
 	}
 	select {
 	case r.place = <-l.places:
 		r.command = cmdReadPlaced
-	default:
+		return nil
+	case <-l.dead:
+		return l.broken()
 	}
 }
 

@@ -1,7 +1,6 @@
 package nbd
 
 import (
-	"fmt"
 	"net"
 	"os"
 	"syscall"
@@ -91,12 +90,12 @@ func receiveFile(socket *net.UnixConn, n int) (*os.File, []byte, error) {
 	if err != nil {
 		return nil, nil, violated("control message: %v", err)
 	}
-	for _, m := range messages {
-		fds, err := syscall.ParseUnixRights(&m)
-		if err != nil || len(fds) != 1 { // there was room for one
-			return nil, nil, violated("control message without a file: %v", err)
-		}
-		return os.NewFile(uintptr(fds[0]), fmt.Sprintf("file %d of an nbd server", fds[0])), b[:got], nil
+	if len(messages) == 0 {
+		return nil, b[:got], nil
 	}
-	return nil, b[:got], nil
+	fds, err := syscall.ParseUnixRights(&messages[0])
+	if err != nil || len(fds) != 1 { // there was room for one
+		return nil, nil, violated("control message without a file: %v", err)
+	}
+	return os.NewFile(uintptr(fds[0]), "file of an nbd server"), b[:got], nil
 }
