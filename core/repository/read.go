@@ -243,7 +243,7 @@ func (r *Repository) recordOf(ctx context.Context, kind chunk.Kind, l location, 
 	case from.err != nil: // cut
 		record, err = r.readCopy(ctx, kind, l)
 	default:
-		record, err = parseAt(from.into[l.Offset-from.start:], l.Entry)
+		record, err = parseWhole(kind, from.into[l.Offset-from.start:], l.Entry)
 	}
 	if !errors.Is(err, chunk.ErrDamaged) {
 		return record, err
@@ -297,5 +297,16 @@ func (r *Repository) readCopy(ctx context.Context, kind chunk.Kind, l location) 
 	if err != nil {
 		return chunk.Record{}, fmt.Errorf("read pack %s: %w", l.pack, err)
 	}
-	return parseAt(buf, l.Entry)
+	return parseWhole(kind, buf, l.Entry)
+}
+
+// parseWhole decodes a record, and of a map page checks the content, too: a page
+// that its id does not name would otherwise be offered to writers as present,
+// although every reader refuses it.
+func parseWhole(kind chunk.Kind, b []byte, e Entry) (chunk.Record, error) {
+	record, err := parseAt(b, e)
+	if err == nil && kind == chunk.KindPage {
+		err = notWritten(checkPage(record))
+	}
+	return record, err
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"hash/crc32"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -124,11 +125,49 @@ func (r *rogue) rotate(pack []byte) []byte {
 // swapDisks lets a point's disks change places.
 func (r *rogue) swapDisks(manifest []byte) []byte {
 	r.t.Helper()
+	return r.forge(manifest, func(public map[string]any) {
+		disks := public["disks"].([]any)
+		disks[0], disks[1] = disks[1], disks[0]
+	})
+}
+
+// swapPoints lets two points change places: what is shown under the name of each
+// is the other one, and says of itself that it is the right one.
+func (r *rogue) swapPoints() {
+	r.t.Helper()
+	names, err := filepath.Glob(filepath.Join(r.Repository(), "*", "points", "*", "*"))
+	r.must(err)
+	if len(names) != 2 {
+		r.t.Fatalf("there are %d manifests, want two", len(names))
+	}
+	var manifests [2][]byte
+	var said [2]map[string]any
+	for i, name := range names {
+		manifests[i], err = os.ReadFile(name)
+		r.must(err)
+		r.forge(manifests[i], func(public map[string]any) { said[i] = maps.Clone(public) })
+	}
+	for i, name := range names {
+		forged := r.forge(manifests[1-i], func(public map[string]any) {
+			for _, member := range []string{"point", "previous", "session", "taken", "kind"} {
+				public[member] = said[i][member]
+				if public[member] == nil {
+					delete(public, member)
+				}
+			}
+		})
+		r.must(os.Chmod(name, 0o600))
+		r.must(os.WriteFile(name, forged, 0o600))
+	}
+}
+
+// forge changes what a manifest says publicly, and makes its checksum right.
+func (r *rogue) forge(manifest []byte, change func(public map[string]any)) []byte {
+	r.t.Helper()
 	n := binary.LittleEndian.Uint32(manifest[8:])
 	var public map[string]any
 	r.must(json.Unmarshal(manifest[16:16+n], &public))
-	disks := public["disks"].([]any)
-	disks[0], disks[1] = disks[1], disks[0]
+	change(public)
 	text, err := json.Marshal(public)
 	r.must(err)
 	out := bytes.Clone(manifest[:16])
@@ -180,7 +219,7 @@ func (r *rogue) sound(point string) {
 	equal(r.t, "restored from the point after the alert", disks, r.lab.hashes(r.m.ID))
 }
 
-// A provider who swaps blocks or disks, hides the newest point or goes back to
+// A provider who swaps blocks, pages, disks or points, hides the newest point or goes back to
 // an older state is found by whoever restores, and by the next backup, which
 // says so.
 func TestRogueProviderIsFound(t *testing.T) {
@@ -205,6 +244,23 @@ func TestRogueProviderIsFound(t *testing.T) {
 		r.refuses(first, "seal is broken")
 		r.refuses(second, "seal is broken")
 		r.warns("not what they should be")
+	})
+	t.Run("map pages are swapped", func(t *testing.T) {
+		r.begin(t)
+		r.put(newest)
+		r.each("maps", r.rotate)
+		r.lie()
+		r.refuses(first, "damaged")
+		r.sound(r.warns("the map of the last point cannot be read"))
+	})
+	t.Run("points change places", func(t *testing.T) {
+		r.begin(t)
+		r.put(newest)
+		r.swapPoints()
+		r.lie()
+		r.refuses(first, "not authenticated")
+		r.refuses(second, "not authenticated")
+		r.sound(r.warns("not authenticated"))
 	})
 	t.Run("disks change places", func(t *testing.T) {
 		r.begin(t)
