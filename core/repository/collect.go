@@ -507,11 +507,12 @@ func (c *collector) removed(ctx context.Context, gone []PackID) error {
 	if err := c.r.space.purge(unknown); err != nil {
 		return err
 	}
-	if err := c.r.catalogue.Removed(ctx, c.r.id, c.r.epoch, gone); err != nil {
-		return fmt.Errorf("record deleted packs: %w", err)
-	}
+	// While the catalogue calls them condemned, an Open counts anew what is pending.
 	if err := c.r.releasePending(ctx, gone...); err != nil {
 		return err
+	}
+	if err := c.r.catalogue.Removed(ctx, c.r.id, c.r.epoch, gone); err != nil {
+		return fmt.Errorf("record deleted packs: %w", err)
 	}
 	c.r.mu.Lock()
 	defer c.r.mu.Unlock()

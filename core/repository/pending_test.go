@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/holdfast-dr/holdfast/core/blob/blobtest"
 	"github.com/holdfast-dr/holdfast/core/quota"
 	"github.com/holdfast-dr/holdfast/core/repository"
 )
@@ -360,4 +361,26 @@ func TestWhatTakesTheDamagedOnesPlaceIsNotPending(t *testing.T) {
 	s.open()
 	s.wantPending("with an older index", after)
 	s.wantRestore(runs[0].point, d)
+}
+
+// A server that dies when the database has just forgotten a deleted pack has
+// given back what was pending in it.
+func TestPendingBytesGoBeforeTheirPackIsForgotten(t *testing.T) {
+	s, r := newSite(t), seeded(t)
+	s.give(randomDisk(r, 30*testChunk))
+	s.clock.Advance(8 * 24 * time.Hour)
+	s.collect(repository.CollectOptions{}) // condemned
+	s.clock.Advance(8 * 24 * time.Hour)
+	removed := false
+	s.catalogue.Fault = func(method, when string) error {
+		if removed = removed || method == "Removed" && when == "after"; removed {
+			return blobtest.ErrInjected
+		}
+		return nil
+	}
+	_, err := s.repo.Collect(testContext(t), repository.CollectOptions{})
+	wantIs(t, "a collection whose database died", err, blobtest.ErrInjected)
+	s.catalogue.Fault = nil
+	s.restart()
+	s.wantPending("after a deleted pack was forgotten", 0)
 }
