@@ -215,13 +215,19 @@ func (t *tx) reserve(ctx context.Context, in tenant.ID, id quota.ID, session str
 	if err != nil {
 		return none, err
 	}
-	n, err := t.exec(ctx, `UPDATE cloud_repositories SET pending_bytes = pending_bytes + $1
-		WHERE id = $2 AND tenant_id = $3 AND retired = 0 AND (used_bytes + pending_bytes + $1 <= limit_bytes OR CAST($1 AS BIGINT) = 0)`,
-		bytes, string(id), string(in))
+	fits, err := t.reserveBytes(ctx, in, id, bytes)
+	if err == nil && !fits {
+		// Nothing is locked by an UPDATE that changes nothing, so there may be room
+		// by the time that the figures of a refusal are read. They are those of the
+		// moment of the refusal, so it is decided again under the row's lock.
+		if _, _, err = t.lockRepository(ctx, in, id); err == nil {
+			fits, err = t.reserveBytes(ctx, in, id, bytes)
+		}
+	}
 	if err != nil {
 		return none, fmt.Errorf("reserve in cloud repository %s: %w", id, err)
 	}
-	if n == 0 {
+	if !fits {
 		return none, t.refusal(ctx, in, id, bytes, 0)
 	}
 	r := quota.Reservation{RepositoryID: id, Session: session, Expires: now.Add(quota.ReservationTTL)}
@@ -232,6 +238,14 @@ func (t *tx) reserve(ctx context.Context, in tenant.ID, id quota.ID, session str
 		return none, fmt.Errorf("reserve in cloud repository %s: %w", id, err)
 	}
 	return r, nil
+}
+
+// reserveBytes adds to what is pending, if there is room.
+func (t *tx) reserveBytes(ctx context.Context, in tenant.ID, id quota.ID, bytes int64) (fits bool, err error) {
+	n, err := t.exec(ctx, `UPDATE cloud_repositories SET pending_bytes = pending_bytes + $1
+		WHERE id = $2 AND tenant_id = $3 AND retired = 0 AND (used_bytes + pending_bytes + $1 <= limit_bytes OR CAST($1 AS BIGINT) = 0)`,
+		bytes, string(id), string(in))
+	return n > 0, err
 }
 
 // settlement ends a session's reservation.
