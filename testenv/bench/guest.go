@@ -16,11 +16,9 @@ import (
 // what libvirt's backup holds still, and the agent reads it by NBD. It is
 // measured beside the simulated hypervisor, repeat by repeat.
 func (b *bench) guestPart(ctx context.Context) (err error) {
-	for _, program := range site.Tools {
-		if _, ok := testenv.FindTool(program); !ok {
-			progress("the real guest is left out: %s is missing; testenv/setup.sh demo installs it", program)
-			return nil
-		}
+	if missing := guestLacks(); missing != nil {
+		progress("the real guest is left out: %v", missing)
+		return nil
 	}
 	images, err := makePair(ctx, recipe{sizeBytes: b.gib * gib, changed: b.changed})
 	if err != nil {
@@ -51,6 +49,45 @@ func (b *bench) guestPart(ctx context.Context) (err error) {
 	}
 	b.rows.print(c)
 	return nil
+}
+
+// guestLacks says what a real guest needs and this machine does not have.
+func guestLacks() error {
+	for _, program := range site.Tools {
+		if _, ok := testenv.FindTool(program); !ok {
+			return fmt.Errorf("%s is missing; testenv/setup.sh demo installs it", program)
+		}
+	}
+	return nil
+}
+
+// guestSettings are those of an endpoint, and of a job that backs up what
+// defineGuest made.
+func guestSettings(s *site.Site) (settings, flags []string) {
+	return []string{"--set", "uri=" + s.URI, "--set", "scratch_dir=" + s.Scratch()}, []string{"--exclude-disk", "vda"}
+}
+
+// guestSource is the disk of a real guest, exported by its QEMU.
+func guestSource(ctx context.Context, dir string, size int64) (m lineMachine, err error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return m, err
+	}
+	image := filepath.Join(dir, "guest.img")
+	f, err := os.Create(image)
+	if err != nil {
+		return m, err
+	}
+	err = fillLine(size, func(at int64, b []byte) error { _, err := f.WriteAt(b, at); return err })
+	if err := errors.Join(err, f.Close()); err != nil {
+		return m, err
+	}
+	s, err := site.Start(ctx, site.Options{})
+	if err != nil {
+		return m, err
+	}
+	m.plugin, m.close = "libvirt", s.Close
+	m.settings, m.flags = guestSettings(s)
+	return m, errors.Join(defineGuest(ctx, s, image), os.Remove(image))
 }
 
 // defineGuest makes a guest whose second disk is the image. It is paused, so
@@ -98,5 +135,6 @@ func (p *guestPeer) start(ctx context.Context) error {
 		return err
 	}
 	p.source, p.disk = p.site.PoolDir(site.Pool), "vdb"
-	return p.connect(ctx, "libvirt", []string{"--set", "uri=" + p.site.URI, "--set", "scratch_dir=" + p.site.Scratch()}, "--exclude-disk", "vda")
+	settings, flags := guestSettings(p.site)
+	return p.connect(ctx, "libvirt", settings, flags...)
 }

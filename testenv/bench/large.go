@@ -20,6 +20,12 @@ import (
 	"github.com/holdfast-dr/holdfast/testenv/stack"
 )
 
+// How much larger the disks of large parts are than that of the part pair.
+const (
+	bigTimes    = 4
+	sparseTimes = 16
+)
+
 // big is a larger disk of which little changes: what a night brings to most.
 func (b *bench) big(ctx context.Context) error {
 	peers, err := pick("tool", ours+","+reference, kinds, kind.String)
@@ -27,8 +33,8 @@ func (b *bench) big(ctx context.Context) error {
 		return err
 	}
 	return b.compare(ctx, compare{
-		title:   "16 GiB, 0.5 % changed",
-		recipe:  recipe{sizeBytes: 16 * gib, changed: 0.005},
+		title:   fmt.Sprintf("%d GiB, 0.5 %% changed", bigTimes*b.gib),
+		recipe:  recipe{sizeBytes: bigTimes * b.gib * gib, changed: 0.005},
 		peers:   peers,
 		ops:     []operation{opFull, opIncremental},
 		repeats: b.repeats(1),
@@ -42,16 +48,16 @@ func (b *bench) big(ctx context.Context) error {
 // sparse is a disk of 64 GiB with content in its first 4: memory may not grow
 // with the disk.
 func (b *bench) sparse(ctx context.Context) error {
-	images, err := makePair(ctx, recipe{sizeBytes: 4 * gib, changed: 0.028})
+	images, err := makePair(ctx, recipe{sizeBytes: b.gib * gib, changed: 0.028})
 	if err != nil {
 		return err
 	}
 	r := &round{dir: filepath.Join(b.work, "sparse"), pair: images, bin: b.bin}
-	r.pair.recipe.sizeBytes = 64 * gib // of the machine's disk; the image fills its beginning
+	r.pair.recipe.sizeBytes = sparseTimes * b.gib * gib // of the machine's disk; the image fills its beginning
 	if _, err := b.available(ctx, r, kinds[:1]); err != nil {
 		return err
 	}
-	c := compare{title: "64 GiB, 4 of them in use", peers: kinds[:1], repeats: 1, targets: memoryTargets,
+	c := compare{title: fmt.Sprintf("%d GiB, %d of them in use", sparseTimes*b.gib, b.gib), peers: kinds[:1], repeats: 1, targets: memoryTargets,
 		ops: []operation{opFull, opUnchanged, opIncremental}} // a restore is compared in pair
 	if err := b.round(ctx, c, 1, r, kinds[:1]); err != nil {
 		return err

@@ -15,6 +15,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -37,25 +38,26 @@ type lines struct {
 	roundTrips []time.Duration
 	losses     []float64
 	mbit       int64
+	source     string // only this one; "": all
 }
 
-func parseLines(roundTrips, losses string, mbit int64) (l lines, err error) {
+func (l *lines) parse(roundTrips, losses string, mbit int64) error {
 	for text := range strings.SplitSeq(roundTrips, ",") {
 		d, err := time.ParseDuration(text)
 		if err != nil {
-			return l, fmt.Errorf("round trip: %w", err)
+			return fmt.Errorf("round trip: %w", err)
 		}
 		l.roundTrips = append(l.roundTrips, d)
 	}
 	for text := range strings.SplitSeq(losses, ",") {
 		share, err := strconv.ParseFloat(text, 64)
 		if err != nil {
-			return l, fmt.Errorf("loss: %w", err)
+			return fmt.Errorf("loss: %w", err)
 		}
 		l.losses = append(l.losses, share)
 	}
 	l.mbit = mbit
-	return l, nil
+	return nil
 }
 
 // all are the combinations.
@@ -88,89 +90,52 @@ func (b *bench) overLines(ctx context.Context) error {
 	if _, err := b.available(ctx, &round{bin: b.bin}, kinds[:1]); err != nil {
 		return err
 	}
+	sources := []lineSource{{"simulated", simulatedSource}}
+	if missing := guestLacks(); missing != nil {
+		progress("a real guest over long lines is left out: %v", missing)
+	} else {
+		if err := buildPlugin(ctx, filepath.Join(b.bin, ours), "libvirt"); err != nil {
+			return err
+		}
+		sources = append(sources, lineSource{"guest", guestSource})
+	}
+	if sources = slices.DeleteFunc(sources, func(s lineSource) bool { return b.lines.source != "" && s.name != b.lines.source }); len(sources) == 0 {
+		return fmt.Errorf("there is no source %q; simulated and guest are", b.lines.source)
+	}
 	var results []lineResult
 	for _, q := range b.lines.all() {
 		for repeat := range b.repeats(2) {
-			r, err := b.overLine(ctx, q, uint64(repeat+1))
-			if err != nil {
-				return fmt.Errorf("round trip %s, loss %g %%: %w", 2*q.Delay, 100*q.Loss, err)
+			for _, source := range sources {
+				r, err := b.overLine(ctx, q, source, uint64(repeat+1))
+				if err != nil {
+					return fmt.Errorf("%s, round trip %s, loss %g %%: %w", source.name, 2*q.Delay, 100*q.Loss, err)
+				}
+				results = append(results, r)
 			}
-			results = append(results, r)
 		}
 	}
 	printLines(results)
 	return nil
 }
 
-// lineResult is one transfer in both ways.
-type lineResult struct {
-	wan.Quality
-	bytes       int64 // sealed
-	connections int   // that Holdfast had open at most, and TLS alone
-	ours, bare  time.Duration
-	overrun     int64
+// lineSource is where the disk is that is backed up over a line.
+type lineSource struct {
+	name string
+	// open makes a machine with a disk of this size, and says how a job reads it.
+	open func(ctx context.Context, dir string, size int64) (lineMachine, error)
 }
 
-func (r lineResult) share() float64 { return r.bare.Seconds() / r.ours.Seconds() }
-
-func (b *bench) overLine(ctx context.Context, q wan.Quality, seed uint64) (result lineResult, err error) {
-	dir := filepath.Join(b.work, "line")
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	line, err := wan.Open(wan.Options{Up: q, Down: q, Seed: seed})
-	if err != nil {
-		return result, err
-	}
-	defer func() { err = errors.Join(err, line.Close()) }()
-
-	// What the line carries in a while says how large the disk is.
-	const probe, connections = 48 * mib, 4
-	took, err := bareTLS(ctx, line, connections, func() (io.Reader, error) { return noiseReader(probe), nil })
-	if err != nil {
-		return result, err
-	}
-	size := int64(probe / took.Seconds() * lineTime.Seconds())
-	size = max(leastLine, min(size, mostLine)) / mib * mib
-
-	s := &holdfastLine{line: line, dir: dir, bin: filepath.Join(b.bin, ours)}
-	defer func() { err = errors.Join(err, s.stop()) }()
-	if err := s.start(ctx, size); err != nil {
-		return result, err
-	}
-	result = lineResult{Quality: q}
-	if err := s.backup(ctx, &result); err != nil {
-		return result, err
-	}
-	result.bare, err = bareTLS(ctx, line, result.connections, func() (io.Reader, error) { return packs(s.stack.Repository(), result.bytes) })
-	result.overrun = line.Up.Stats().Overrun + line.Down.Stats().Overrun
-	progress("round trip %s, loss %g %%: %d MiB over %d connections: %.1f s, bare TLS %.1f s: %.0f %%", 2*q.Delay, 100*q.Loss,
-		result.bytes/mib, result.connections, result.ours.Seconds(), result.bare.Seconds(), 100*result.share())
-	return result, err
+// lineMachine is a machine, and how its job is made.
+type lineMachine struct {
+	plugin   string
+	settings []string // of the endpoint
+	flags    []string // of the job
+	close    func() error
 }
 
-// holdfastLine is a provider at one end of the line and a tenant at the other.
-type holdfastLine struct {
-	line     *wan.Line
-	dir, bin string
-	stack    *stack.Stack
-}
-
-func (s *holdfastLine) stop() error {
-	if s.stack == nil {
-		return nil
-	}
-	return s.stack.Close()
-}
-
-func (s *holdfastLine) start(ctx context.Context, size int64) error {
-	hypervisor := filepath.Join(s.dir, "hypervisor")
-	hv, err := sim.Open(hypervisor)
-	if err != nil {
-		return err
-	}
-	m, err := hv.CreateMachine(sim.MachineSpec{Name: machineName, DiskBytes: []int64{size}, State: sdk.StateRunning})
-	if err != nil {
-		return err
-	}
+// fillLine writes what a disk of a line holds: a quarter databases, the rest is
+// noise.
+func fillLine(size int64, write func(at int64, b []byte) error) error {
 	content := maker{random: rand.New(rand.NewPCG(2, 2))}
 	buf := make([]byte, mib)
 	for at := int64(0); at < size; at += mib {
@@ -179,9 +144,99 @@ func (s *holdfastLine) start(ctx context.Context, size int64) error {
 		} else {
 			content.noise(buf)
 		}
-		if err := hv.WriteDisk(m.ID, m.Disks[0].ID, at, buf); err != nil {
+		if err := write(at, buf); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+func simulatedSource(_ context.Context, dir string, size int64) (lineMachine, error) {
+	hypervisor := filepath.Join(dir, "hypervisor")
+	hv, err := sim.Open(hypervisor)
+	if err != nil {
+		return lineMachine{}, err
+	}
+	m, err := hv.CreateMachine(sim.MachineSpec{Name: machineName, DiskBytes: []int64{size}, State: sdk.StateRunning})
+	if err != nil {
+		return lineMachine{}, err
+	}
+	err = fillLine(size, func(at int64, b []byte) error { return hv.WriteDisk(m.ID, m.Disks[0].ID, at, b) })
+	return lineMachine{plugin: "sim", settings: []string{"--set", "dir=" + hypervisor}, close: func() error { return nil }}, err
+}
+
+// lineResult is one transfer in both ways.
+type lineResult struct {
+	wan.Quality
+	source      string
+	bytes       int64 // sealed
+	connections int   // that Holdfast had open at most, and TLS alone
+	ours, bare  time.Duration
+	overrun     int64
+}
+
+func (r lineResult) share() float64 { return r.bare.Seconds() / r.ours.Seconds() }
+
+func (b *bench) overLine(ctx context.Context, q wan.Quality, source lineSource, seed uint64) (result lineResult, err error) {
+	dir := filepath.Join(b.work, "line")
+	if !b.keep {
+		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	}
+	line, err := wan.Open(wan.Options{Up: q, Down: q, Seed: seed})
+	if err != nil {
+		return result, err
+	}
+	defer func() { err = errors.Join(err, line.Close()) }()
+
+	// What the line carries in a while says how large the disk is: in so long that
+	// the beginning, when TCP finds out what there is, is a small part.
+	const probe, connections = 96 * mib, 8
+	took, err := bareTLS(ctx, line, connections, func() (io.Reader, error) { return noiseReader(probe), nil })
+	if err != nil {
+		return result, err
+	}
+	size := int64(probe / took.Seconds() * lineTime.Seconds())
+	size = max(leastLine, min(size, mostLine)) / mib * mib
+
+	s := &holdfastLine{line: line, dir: dir, bin: filepath.Join(b.bin, ours), source: source}
+	defer func() { err = errors.Join(err, s.stop()) }()
+	if err := s.start(ctx, size); err != nil {
+		return result, err
+	}
+	result = lineResult{Quality: q, source: source.name}
+	if err := s.backup(ctx, &result); err != nil {
+		return result, err
+	}
+	result.bare, err = bareTLS(ctx, line, result.connections, func() (io.Reader, error) { return packs(s.stack.Repository(), result.bytes) })
+	result.overrun = line.Up.Stats().Overrun + line.Down.Stats().Overrun
+	progress("%s, round trip %s, loss %g %%: %d MiB over %d connections: %.1f s, bare TLS %.1f s: %.0f %%", source.name, 2*q.Delay, 100*q.Loss,
+		result.bytes/mib, result.connections, result.ours.Seconds(), result.bare.Seconds(), 100*result.share())
+	return result, err
+}
+
+// holdfastLine is a provider at one end of the line and a tenant at the other.
+type holdfastLine struct {
+	line     *wan.Line
+	dir, bin string
+	source   lineSource
+	machine  lineMachine
+	stack    *stack.Stack
+}
+
+func (s *holdfastLine) stop() (err error) {
+	if s.stack != nil {
+		err = s.stack.Close()
+	}
+	if s.machine.close != nil {
+		err = errors.Join(err, s.machine.close())
+	}
+	return err
+}
+
+func (s *holdfastLine) start(ctx context.Context, size int64) error {
+	var err error
+	if s.machine, err = s.source.open(ctx, s.dir, size); err != nil {
+		return err
 	}
 	s.stack, err = stack.New(stack.Options{Dir: filepath.Join(s.dir, "s"), Bin: s.bin, Listen: s.line.Provider.AddressPort(6180),
 		ServerPrefix: s.line.Provider.Prefix(), AgentPrefix: s.line.Tenant.Prefix()})
@@ -191,7 +246,7 @@ func (s *holdfastLine) start(ctx context.Context, size int64) error {
 	if err := startStack(ctx, s.stack, filepath.Join(s.dir, "kit.txt")); err != nil {
 		return err
 	}
-	return makeJob(ctx, s.stack, "sim", []string{"--set", "dir=" + hypervisor})
+	return makeJob(ctx, s.stack, s.machine.plugin, s.machine.settings, s.machine.flags...)
 }
 
 // backup runs the job and fills in what it took.
@@ -397,10 +452,10 @@ func printLines(results []lineResult) {
 	fmt.Printf("\nOver a long line of %d Mbit/s: a full backup, and the same number of bare TLS connections with the same sealed bytes\n\n",
 		results[0].Rate/wan.Mbit)
 	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(t, "round trip\tloss\tMiB\tconnections\tHoldfast s\tMbit/s\tbare TLS s\tMbit/s\tshare\t")
+	fmt.Fprintln(t, "source\tround trip\tloss\tMiB\tconnections\tHoldfast s\tMbit/s\tbare TLS s\tMbit/s\tshare\t")
 	for _, r := range results {
 		rate := func(took time.Duration) float64 { return float64(r.bytes*8) / 1e6 / took.Seconds() }
-		fmt.Fprintf(t, "%s\t%g %%\t%d\t%d\t%.1f\t%.1f\t%.1f\t%.1f\t%.0f %%\t\n", 2*r.Delay, 100*r.Loss, r.bytes/mib, r.connections,
+		fmt.Fprintf(t, "%s\t%s\t%g %%\t%d\t%d\t%.1f\t%.1f\t%.1f\t%.1f\t%.0f %%\t\n", r.source, 2*r.Delay, 100*r.Loss, r.bytes/mib, r.connections,
 			r.ours.Seconds(), rate(r.ours), r.bare.Seconds(), rate(r.bare), 100*r.share())
 		if r.overrun > 0 {
 			fmt.Printf("the line itself was too slow and lost %d packets: this result says little\n", r.overrun)

@@ -49,10 +49,11 @@ func main() {
 	flag.StringVar(&peers, "peers", "", "tools, comma-separated (default all): "+strings.Join(names(kinds), ", "))
 	flag.StringVar(&ops, "ops", "", "operations, comma-separated (default all): full, unchanged, incremental, restore")
 	flag.IntVar(&o.repeat, "repeat", 0, "how often; medians are printed (default 3, of large parts 1)")
-	flag.Int64Var(&o.gib, "gib", 4, "size of the disk of the part pair, GiB")
+	flag.Int64Var(&o.gib, "gib", 4, "size of the disk of the part pair, GiB; disks of large parts grow with it")
 	flag.Float64Var(&o.changed, "changed", 0.028, "share of that disk that is different on the second day")
 	flag.StringVar(&roundTrips, "rtt", "50ms,100ms", "round trips of the lines of the part line")
 	flag.StringVar(&losses, "loss", "0,0.001", "shares of packets that they lose")
+	flag.StringVar(&o.lines.source, "source", "", "where its disk is: simulated, guest (default both)")
 	flag.Int64Var(&mbit, "mbit", 200, "their rate, Mbit/s")
 	flag.StringVar(&o.tsv, "tsv", filepath.Join("build", "bench.tsv"), "where every measurement is written")
 	flag.StringVar(&o.dir, "dir", "", "work below this directory (default the one for temporary files)")
@@ -66,7 +67,7 @@ func main() {
 	case flag.NArg() > 0:
 		err = fmt.Errorf("unexpected argument %q; bench -help", flag.Arg(0))
 	default:
-		if o.lines, err = parseLines(roundTrips, losses, mbit); err != nil {
+		if err = o.lines.parse(roundTrips, losses, mbit); err != nil {
 			break
 		}
 		if err = o.choose(parts, peers, ops); err == nil {
