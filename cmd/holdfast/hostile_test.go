@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"runtime"
 	"sync"
 	"testing"
@@ -140,4 +141,33 @@ func TestTokenIsWonByOneOfManyKeys(t *testing.T) {
 	if len(won) != 1 || len(agents) != 1 {
 		t.Errorf("%d keys won, and there are %d agents", len(won), len(agents))
 	}
+}
+
+// Enrolment tokens that nobody knows slow their address down; another one enrols
+// meanwhile.
+func TestUnknownEnrolmentTokensAreSlowedDown(t *testing.T) {
+	p := newProvider(t)
+	key, err := pki.NewAgentKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	request, err := pki.NewRequest(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unknown, _ := access.NewEnrolmentToken()
+	from := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 3)}}
+	c := p.client(gateway.Options{Patience: time.Nanosecond, Dial: from.DialContext})
+	for i := 1; ; i++ {
+		_, err := c.Enrol(p.ctx, unknown, request)
+		if errors.Is(err, access.ErrEnrolment) && i <= 1000 {
+			continue
+		}
+		var problem *gateway.Problem
+		if !errors.As(err, &problem) || problem.Status != http.StatusTooManyRequests || problem.RetryAfter < 1 {
+			t.Fatalf("token %d: %v, want 429 that says when to try again", i, err)
+		}
+		break
+	}
+	p.enrol(p.env("HOLDFAST_ENROLMENT_TOKEN"))
 }

@@ -19,23 +19,32 @@ const (
 	waitByAddress = 5 * time.Minute // at most
 	freeByUser    = 50
 	waitByUser    = 10 * time.Second // at most
+	// A token cannot be guessed, so an address may show many that nobody knows, as
+	// a program does whose token was deleted, before each costs it a wait.
+	freeTokens  = 200
+	waitByToken = time.Minute // at most
 	// forgetAttempts is how long after its last failure nothing is remembered.
 	forgetAttempts = 30 * time.Minute
 	// maxAttempts bounds what is remembered. Beyond it the oldest are forgotten.
 	maxAttempts = 10000
 )
 
-// WaitError refuses a login because too many failed before it. The password was
+// WaitError refuses a login or a token because too many failed before it. It was
 // not looked at.
 type WaitError struct {
-	Wait time.Duration // until the next one is looked at
+	Wait  time.Duration // until the next one is looked at
+	Token bool          // it was a token
 }
 
 func (e *WaitError) Error() string {
-	return fmt.Sprintf("too many failed logins: the next one is looked at in %s", e.Wait.Round(time.Second))
+	what := "failed logins"
+	if e.Token {
+		what = "unknown tokens from this address"
+	}
+	return fmt.Sprintf("too many %s: the next one is looked at in %s", what, e.Wait.Round(time.Second))
 }
 
-// Attempts remembers failed logins, in memory, and says who has to wait.
+// Attempts remembers failed logins and unknown tokens, in memory, and says who has to wait.
 type Attempts struct {
 	now   func() time.Time
 	mu    sync.Mutex
@@ -83,6 +92,26 @@ func (a *Attempts) Begin(address, in, user string) (done func(error), err error)
 		}
 	}, nil
 }
+
+// Token answers a WaitError if a token from an address is not to be looked at
+// yet, because of others that nobody knew.
+func (a *Attempts) Token(address string) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if wait := a.wait(a.now(), tokensOf(address), freeTokens, waitByToken); wait > 0 {
+		return &WaitError{Wait: wait, Token: true}
+	}
+	return nil
+}
+
+// UnknownToken counts a token that nobody knows.
+func (a *Attempts) UnknownToken(address string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.count(a.now(), tokensOf(address))
+}
+
+func tokensOf(address string) string { return "tokens " + Neighbourhood(address) }
 
 // wait is how long somebody still has to wait.
 func (a *Attempts) wait(now time.Time, key string, free int, longest time.Duration) time.Duration {

@@ -130,3 +130,41 @@ func TestAttemptsAreBounded(t *testing.T) {
 		t.Fatalf("remembers %d, bound is %d", len(a.known), maxAttempts)
 	}
 }
+
+// Whoever shows tokens that nobody knows, again and again, is refused without a
+// look into the database, and nobody at another address notices.
+func TestUnknownTokensSlowTheirAddressDown(t *testing.T) {
+	c := &clock{at: time.Unix(1e9, 0)}
+	a := NewAttempts(c.now)
+	for i := range freeTokens {
+		if err := a.Token("192.0.2.1:1"); err != nil {
+			t.Fatalf("token %d: %v", i, err)
+		}
+		a.UnknownToken("192.0.2.1:2")
+	}
+	var wait *WaitError
+	if err := a.Token("192.0.2.1:3"); !errors.As(err, &wait) || wait.Wait != time.Second || !wait.Token {
+		t.Errorf("token %d: %v, want to wait a second", freeTokens, err)
+	}
+	if err := a.Token("192.0.2.2:1"); err != nil {
+		t.Errorf("another address: %v", err)
+	}
+	if done, err := a.Begin("192.0.2.1:1", "", "user"); err != nil {
+		t.Errorf("a login from the address: %v", err)
+	} else {
+		done(nil)
+	}
+	for range 20 {
+		c.at = c.at.Add(waitByToken)
+		if err := a.Token("192.0.2.1:1"); err != nil {
+			t.Errorf("after a wait of %s: %v", waitByToken, err)
+		}
+		a.UnknownToken("192.0.2.1:1")
+	}
+	for i := range 2 * maxAttempts { // memory is bounded
+		a.UnknownToken(fmt.Sprintf("10.%d.%d.%d:1", i>>16, i>>8&255, i&255))
+	}
+	if len(a.known) > maxAttempts {
+		t.Errorf("%d addresses are remembered, at most %d should be", len(a.known), maxAttempts)
+	}
+}

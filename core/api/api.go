@@ -247,7 +247,7 @@ func authorize(ctx huma.Context, row Row) *gateway.Problem {
 		return nil
 	}
 	if who.err != nil {
-		return gateway.ProblemOf(who.err)
+		return problemOf(who.err)
 	}
 	if who.caller.Kind == access.Anonymous {
 		return gateway.NewProblem(http.StatusUnauthorized, gateway.CodeAnonymous, "this operation needs a bearer token").

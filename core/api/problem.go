@@ -109,6 +109,9 @@ func problemOf(err error) *gateway.Problem {
 	}
 	if e, ok := errors.AsType[*access.WaitError](err); ok {
 		p := gateway.NewProblem(http.StatusTooManyRequests, gateway.CodeBusy, e.Error()).WithHint("wait, then sign in again")
+		if e.Token {
+			p.Hint = "wait; whatever still calls with a token that was deleted or has expired, stop it or give it a new one"
+		}
 		p.RetryAfter = int(math.Ceil(e.Wait.Seconds()))
 		return p
 	}

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"net/http"
 	"strings"
 	"sync"
@@ -76,12 +77,18 @@ func (p *Provider) identify(r *http.Request) (access.Caller, error) {
 	if !strings.EqualFold(scheme, "Bearer") {
 		return access.Caller{}, access.ErrCredentials
 	}
+	if err := p.Attempts.Token(r.RemoteAddr); err != nil {
+		return access.Caller{}, err
+	}
 	hash, err := access.HashToken(strings.TrimSpace(text))
 	if err != nil {
 		return access.Caller{}, err
 	}
 	token, user, err := p.Users.ByToken(r.Context(), hash)
 	if err != nil {
+		if errors.Is(err, access.ErrCredentials) {
+			p.Attempts.UnknownToken(r.RemoteAddr)
+		}
 		return access.Caller{}, err
 	}
 	now := p.Now()

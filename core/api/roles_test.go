@@ -476,6 +476,32 @@ func TestCommittedDocumentIsCurrent(t *testing.T) {
 	}
 }
 
+func TestUnknownTokensAreSlowedDown(t *testing.T) {
+	w := newWorld(t)
+	refusal := func() *httptest.ResponseRecorder {
+		r := httptest.NewRequestWithContext(t.Context(), "GET", "/v1/me", nil)
+		r.RemoteAddr = "198.51.100.7:1234"
+		r.Header.Set("Authorization", "Bearer hf_"+strings.Repeat("A", 43))
+		answer := httptest.NewRecorder()
+		w.handler.ServeHTTP(answer, r)
+		return answer
+	}
+	for i := 1; ; i++ {
+		answer := refusal()
+		if answer.Code == http.StatusUnauthorized && i <= 1000 {
+			continue
+		}
+		var p gateway.Problem
+		if err := json.Unmarshal(answer.Body.Bytes(), &p); err != nil || answer.Code != http.StatusTooManyRequests || answer.Header().Get("Retry-After") == "" || p.Hint == "" {
+			t.Fatalf("token %d: %d %s (%v), want 429 that says when to try again", i, answer.Code, answer.Body, err)
+		}
+		break
+	}
+	if status, body := w.call("GET", "/v1/me", w.tokens[access.ProviderAdmin], nil); status != http.StatusOK { // from another address
+		t.Errorf("an honest user: %d %s", status, body)
+	}
+}
+
 func TestGuessingPasswordsIsSlowedDown(t *testing.T) {
 	w := newWorld(t)
 	body := map[string]string{"user": "nobody", "password": "x"}

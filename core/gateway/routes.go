@@ -3,6 +3,7 @@ package gateway
 import (
 	"encoding/json"
 	"errors"
+	"math"
 	"net/http"
 	"regexp"
 	"strconv"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/holdfast-dr/holdfast/core/access"
 	"github.com/holdfast-dr/holdfast/core/chunk"
 	"github.com/holdfast-dr/holdfast/core/point"
 	"github.com/holdfast-dr/holdfast/core/tenant"
@@ -91,7 +93,18 @@ func (s *Server) enrol(q *request) error {
 	if err := s.decode(q, &in); err != nil {
 		return err
 	}
+	if err := s.tokens.Token(q.RemoteAddr); err != nil {
+		wait := (*access.WaitError)(nil)
+		p := NewProblem(http.StatusTooManyRequests, CodeBusy, err.Error()).WithHint("wait, then enrol with a new token")
+		if errors.As(err, &wait) {
+			p.RetryAfter = int(math.Ceil(wait.Wait.Seconds()))
+		}
+		return p
+	}
 	credentials, err := s.config.Enrol(q.Context(), in)
+	if errors.Is(err, access.ErrEnrolment) {
+		s.tokens.UnknownToken(q.RemoteAddr)
+	}
 	if err != nil {
 		return err
 	}

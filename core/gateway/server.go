@@ -95,6 +95,7 @@ type Server struct {
 	door      *door
 	rooms     *rooms
 	refusals  *Refusals
+	tokens    *access.Attempts // of enrolment
 
 	mu      sync.Mutex
 	touched map[string]time.Time // agent → when it was last written down
@@ -110,7 +111,7 @@ func NewServer(c Config) *Server {
 		c.Log = slog.Default()
 	}
 	s := &Server{config: c, admission: newAdmission(c.Tenants, c.Quota, c.Now), mux: http.NewServeMux(),
-		timing: c.timing.complete(), rooms: newRooms(), refusals: NewRefusals(c.Log, c.Now),
+		timing: c.timing.complete(), rooms: newRooms(), refusals: NewRefusals(c.Log, c.Now), tokens: access.NewAttempts(c.Now),
 		touched: map[string]time.Time{}, tallies: map[tenant.ID]*tally{}}
 	s.door = newDoor(c.Limits, s.settle)
 	s.buffers.New = func() any { b := make([]byte, bufferSize); return &b }
