@@ -78,10 +78,13 @@ func (r *Repository) bring(ctx context.Context, p *spoolPack, pages map[chunk.ID
 	if known { // its spool file outlived it
 		return r.enterPack(p.packObject, p.entries, pages, nil)
 	}
-	bytes := sumOf(p.entries)
-	sum := r.pending + bytes
+	unused, err := r.unusedOf(p)
+	if err != nil {
+		return err
+	}
+	bytes, sum := sumOf(p.entries), r.pending+sumOf(unused)
 	err = r.enterPack(p.packObject, p.entries, pages, func(b *batch) {
-		b.pend(p.packObject, p.entries)
+		b.pend(p.packObject, unused)
 		b.setPending(sum)
 	})
 	if err != nil {
@@ -97,6 +100,30 @@ func (r *Repository) bring(ctx context.Context, p *spoolPack, pages map[chunk.ID
 		r.log.Warn("charge what is pending", "pack", p.id, "error", err)
 	}
 	return nil
+}
+
+// unusedOf is what a new pack holds beside records that points use and of which
+// no sound copy is left: it takes their place at once, and they are charged
+// already. r.charging is held.
+func (r *Repository) unusedOf(p *spoolPack) ([]Entry, error) {
+	unused := make([]Entry, 0, len(p.entries))
+	for _, e := range p.entries {
+		_, sound, err := r.live(p.kind, e.ID)
+		if err != nil {
+			return nil, err
+		}
+		if !sound {
+			use, err := r.use(recordKey(p.kind, e.ID))
+			if err != nil {
+				return nil, err
+			}
+			if use != usedNot {
+				continue
+			}
+		}
+		unused = append(unused, e)
+	}
+	return unused, nil
 }
 
 // openPending learns what is pending, and what the sessions that are open hold

@@ -384,3 +384,36 @@ func TestPendingBytesGoBeforeTheirPackIsForgotten(t *testing.T) {
 	s.restart()
 	s.wantPending("after a deleted pack was forgotten", 0)
 }
+
+// What an aborted session brought while the copy that points use was damaged
+// takes its place at once: it is charged already.
+func TestWhatHealsIsNotPending(t *testing.T) {
+	s, r := newSite(t), seeded(t)
+	ctx := testContext(t)
+	d := make(disk, 2*testChunk)
+	for i := range d {
+		d[i] = byte(r.Uint32())
+	}
+	late, err := s.begin(ctx, newMachine(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := late.send(ctx, d); err != nil {
+		t.Fatal(err)
+	}
+	id := s.backup(newMachine(), "", d)
+	s.damaged = true
+	s.flip(s.objects("packs/")[0].Name, 200, 1)
+	if report := s.verify(); report.DamagedRecords != 1 || len(report.Affected) != 1 {
+		t.Fatalf("the only copy of a record was damaged: %+v", report)
+	}
+	used, _ := s.catalogue.Used(s.id)
+	if err := late.session.Abort(ctx); err != nil {
+		t.Fatal(err)
+	}
+	s.wantBooks()
+	s.wantRestore(id, d)
+	if now, _ := s.catalogue.Used(s.id); now != used {
+		t.Errorf("%d bytes are used after what was damaged came back, %d before", now, used)
+	}
+}
