@@ -63,6 +63,9 @@ func codeOf(status int) gateway.Code {
 // is logged, with the request's id.
 func refuse(ctx context.Context, operation string, err error) error {
 	p := problemOf(err)
+	if e, ok := errors.AsType[*blob.FullError](err); ok && ofProvider(ctx) { // which includes an agent's own socket
+		p.Detail, p.Hint = e.Error(), e.Hint()
+	}
 	note(ctx, operation, p)
 	if p.Status == http.StatusInternalServerError && !errors.Is(err, context.Canceled) {
 		origin, _ := audit.From(ctx)

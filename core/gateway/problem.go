@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/holdfast-dr/holdfast/core/access"
+	"github.com/holdfast-dr/holdfast/core/blob"
 	"github.com/holdfast-dr/holdfast/core/chunk"
 	"github.com/holdfast-dr/holdfast/core/claim"
 	"github.com/holdfast-dr/holdfast/core/lease"
@@ -263,6 +264,7 @@ var mappings = []mapping{
 	sentinel(CodeSessionClosed, http.StatusGone, 0, ErrSessionClosed),
 	sentinel(CodeReadOnly, http.StatusConflict, 0, ErrRepositoryReadOnly),
 	sentinel(CodeDamaged, http.StatusUnprocessableEntity, 0, chunk.ErrDamaged),
+	sentinel(CodeStorageFull, http.StatusInsufficientStorage, 0, blob.ErrFull),
 	sentinel(CodeUnavailable, http.StatusServiceUnavailable, 1, context.Canceled),
 	sentinel(CodeUnavailable, http.StatusServiceUnavailable, 1, context.DeadlineExceeded),
 }
@@ -286,6 +288,9 @@ func ProblemOf(err error) *Problem {
 		}
 		if m.code == CodeUnavailable {
 			p.Detail, p.Hint = "the server cannot take the request at this moment", "it is repeated by itself; nothing is lost"
+		}
+		if m.code == CodeStorageFull { // where the provider keeps things is not the tenants' business
+			p.Detail, p.Hint = "the provider has no room", "what is stored stays restorable; tell the provider"
 		}
 		if m.code == CodeEnrolment { // whatever the reason, so that nobody can tell a token that is known
 			p.Hint = "a token is good for one agent and a limited time; ask the provider for a new one: holdfast token create --site NAME"

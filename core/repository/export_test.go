@@ -1,6 +1,7 @@
 package repository
 
 import (
+	"encoding/binary"
 	"errors"
 	"testing"
 
@@ -52,3 +53,28 @@ func EraseIndex(x *Index, id string) error {
 	}
 	return space.erase()
 }
+
+// Write writes a value to the index of a repository, as a batch of its own, and
+// reports what is there.
+func (x *Index) Write(repository string, n uint32, value []byte) error {
+	s, err := x.space(repository)
+	if err != nil {
+		return err
+	}
+	b := s.batch()
+	b.set(s.key(familySound, binary.BigEndian.AppendUint32(nil, n)), value)
+	return b.apply()
+}
+
+// Value reads what Write wrote.
+func (x *Index) Value(repository string, n uint32) ([]byte, error) {
+	s, err := x.space(repository)
+	if err != nil {
+		return nil, err
+	}
+	value, _, err := s.get(s.key(familySound, binary.BigEndian.AppendUint32(nil, n)))
+	return value, err
+}
+
+// Stuck reports whether a write waits for room.
+func (x *Index) Stuck() bool { return x.stuck() }

@@ -22,6 +22,7 @@ import (
 // which is the truth. Its keys begin with a family and the cloud repository.
 type Index struct {
 	db   *pebble.DB
+	disk *indexDisk // nil: in memory
 	room room
 
 	mu sync.Mutex // makes changes of one id's copies whole
@@ -44,6 +45,9 @@ const (
 type IndexOptions struct {
 	CacheBytes int64 // 0: DefaultIndexCache
 	InMemory   bool  // nothing is written, the directory is not used; for tests and for a look into a store
+	// Free tells what is free on the directory's disk; the system is asked if it is
+	// nil. Tests fill the disk with it.
+	Free func(directory string) (int64, error)
 }
 
 // DefaultIndexCache is what the index keeps in memory. Pebble's own default of
@@ -51,25 +55,42 @@ type IndexOptions struct {
 const DefaultIndexCache = 64 << 20
 
 // OpenIndex uses a directory, which is made if it does not exist. One process
-// may use it at a time. An index that is corrupt is made anew.
+// may use it at a time. An index that is corrupt is made anew. While its disk is
+// full it does not open: the error is a *blob.FullError.
 func OpenIndex(dir string, o IndexOptions) (*Index, error) {
 	if o.CacheBytes == 0 {
 		o.CacheBytes = DefaultIndexCache
 	}
-	db, err := openPebble(dir, o)
+	if o.Free == nil {
+		o.Free = freeBytes
+	}
+	var disk *indexDisk
+	if !o.InMemory {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("make index %s: %w", dir, full(err))
+		}
+		disk = &indexDisk{FS: vfs.Default, dir: dir, free: o.Free}
+		if err := disk.room(); err != nil {
+			return nil, fmt.Errorf("open index: %w", err)
+		}
+	}
+	db, err := openPebble(dir, disk, o)
 	if pebble.IsCorruptionError(err) {
 		if err := os.RemoveAll(dir); err != nil {
 			return nil, fmt.Errorf("remove corrupt index: %w", err)
 		}
-		db, err = openPebble(dir, o)
+		db, err = openPebble(dir, disk, o)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open index %s: %w", dir, err)
+		return nil, fmt.Errorf("open index %s: %w", dir, full(err))
 	}
-	return &Index{db: db}, nil
+	if disk != nil {
+		disk.opened.Store(true)
+	}
+	return &Index{db: db, disk: disk}, nil
 }
 
-func openPebble(dir string, o IndexOptions) (*pebble.DB, error) {
+func openPebble(dir string, disk *indexDisk, o IndexOptions) (*pebble.DB, error) {
 	cache := pebble.NewCache(o.CacheBytes)
 	defer cache.Unref()
 	options := &pebble.Options{
@@ -78,7 +99,9 @@ func openPebble(dir string, o IndexOptions) (*pebble.DB, error) {
 		MemTableSize:       16 << 20,
 		Logger:             quiet{},
 	}
-	if o.InMemory {
+	if disk != nil {
+		options.FS = disk
+	} else {
 		options.FS = vfs.NewMem()
 	}
 	for i := range options.Levels {
@@ -97,8 +120,28 @@ func (quiet) Fatalf(format string, args ...any) {
 	panic(fmt.Sprintf("index: "+format, args...)) // Pebble does not survive it
 }
 
-// Close ends the use of the index.
-func (x *Index) Close() error { return x.db.Close() }
+// Close ends the use of the index. What waits for room on its disk is given up:
+// the next OpenIndex finds the index as a crash would have left it.
+func (x *Index) Close() error {
+	if x.stuck() {
+		return fmt.Errorf("close index: %w", x.disk.full(0))
+	}
+	return x.db.Close()
+}
+
+// stuck reports whether something waits for room on the index's disk.
+func (x *Index) stuck() bool { return x.disk != nil && x.disk.waiting.Load() > 0 }
+
+// writable answers a *blob.FullError while nothing may be written.
+func (x *Index) writable() error {
+	if x.disk == nil {
+		return nil
+	}
+	if err := x.disk.room(); err != nil {
+		return fmt.Errorf("write index: %w", err)
+	}
+	return nil
+}
 
 // space is one repository's part of the index.
 type space struct {
@@ -172,6 +215,9 @@ func after(prefix []byte) []byte {
 
 // clear drops every key that begins with prefix.
 func (s space) clear(prefix []byte) error {
+	if err := s.index.writable(); err != nil {
+		return err
+	}
 	if err := s.index.db.DeleteRange(prefix, after(prefix), pebble.NoSync); err != nil {
 		return fmt.Errorf("write index: %w", err)
 	}
@@ -184,7 +230,9 @@ func (s space) batch() *batch { return &batch{s: s, b: s.index.db.NewBatch()} }
 
 type batch struct {
 	s space
-	b *pebble.Batch
+	b *pebble.Batch // nil when it has ended
+	// small is written into the reserve, too.
+	small bool
 }
 
 // batchSize is where a batch that may be cut anywhere is written.
@@ -206,15 +254,26 @@ func (b *batch) spill() error {
 	return nil
 }
 
-// apply writes the batch and ends it.
+// apply writes the batch and ends it. While the index's disk is full it is
+// dropped, and the error is a *blob.FullError.
 func (b *batch) apply() error {
-	if err := b.b.Commit(pebble.NoSync); err != nil {
-		return errors.Join(fmt.Errorf("write index: %w", err), b.b.Close())
+	defer b.drop()
+	if err := b.s.index.writable(); err != nil && (!b.small || b.s.index.stuck()) {
+		return err
 	}
-	return b.b.Close()
+	if err := b.b.Commit(pebble.NoSync); err != nil {
+		return fmt.Errorf("write index: %w", err)
+	}
+	return nil
 }
 
-func (b *batch) drop() { _ = b.b.Close() }
+// drop ends the batch; one that has ended stays so.
+func (b *batch) drop() {
+	if b.b != nil {
+		_ = b.b.Close() // gives memory back
+		b.b = nil
+	}
+}
 
 // location is a copy of a record.
 type location struct {
@@ -368,7 +427,7 @@ func (s space) remove(p packObject, entries []Entry) error {
 
 // damage marks one copy.
 func (s space) damage(d Damage) error {
-	return s.change(d.Kind, []chunk.ID{d.ID}, func(*batch) {}, func(_ int, copies []location) []location {
+	return s.change(d.Kind, []chunk.ID{d.ID}, func(b *batch) { b.small = true }, func(_ int, copies []location) []location {
 		for i := range copies {
 			if copies[i].pack == d.Pack {
 				copies[i].damaged = true

@@ -506,18 +506,21 @@ func (r *Repository) live(kind chunk.Kind, id chunk.ID) (copies []location, soun
 	return append(append(copies, doubtful...), damaged...), sound, nil
 }
 
-// markDamaged makes a copy not count any more, here and in the database.
+// markDamaged makes a copy not count any more, here and in the database. Where a
+// full disk prevents that, whoever reads it finds it again.
 func (r *Repository) markDamaged(ctx context.Context, kind chunk.Kind, id chunk.ID, pack PackID) error {
 	d := Damage{Kind: kind, ID: id, Pack: pack, At: r.clock()}
 	r.log.Error("a record is damaged", "kind", kindName(kind), "id", id, "pack", pack)
-	if err := r.space.damage(d); err != nil {
-		return err
-	}
+	err := r.space.damage(d)
 	r.noteDamage()
-	if r.epoch == 0 {
+	if r.epoch != 0 {
+		err = errors.Join(err, r.catalogue.MarkDamaged(ctx, r.id, []Damage{d}))
+	}
+	if errors.Is(err, blob.ErrFull) {
+		r.log.Error("damage is not recorded", "pack", pack, "error", err)
 		return nil
 	}
-	if err := r.catalogue.MarkDamaged(ctx, r.id, []Damage{d}); err != nil {
+	if err != nil {
 		return fmt.Errorf("record damage: %w", err)
 	}
 	return nil

@@ -9,8 +9,7 @@ import (
 	"github.com/holdfast-dr/holdfast/core/blob"
 )
 
-// spoolReserve stays free on the disk of spool and index. The index does not
-// survive a full disk, and would take the server with it; what it, the
+// spoolReserve stays free on the disk of spool and index: what the index, the
 // database beside it and the commits that are on their way still write fits in
 // here. It is four of the index's tables, of 16 MiB each, and as much again.
 const spoolReserve = 128 << 20
@@ -40,7 +39,7 @@ func (r *Repository) takeRoom(bytes int64) (giveBack func(), err error) {
 		r.log.Error("the disk of the server's data directory is nearly full: backups are refused until there is room",
 			"directory", r.spool, "free_bytes", free, "reserve_bytes", int64(spoolReserve))
 	}
-	return nil, fmt.Errorf("spool %d bytes: %d are free on the disk of %s, of which %d are reserved: %w", bytes, free, r.spool, int64(spoolReserve), blob.ErrFull)
+	return nil, fmt.Errorf("spool %d bytes: %w", bytes, &blob.FullError{Disk: "spool", Directory: r.spool, FreeBytes: free, NeededBytes: spoolReserve + promised})
 }
 
 func freeBytes(directory string) (int64, error) {

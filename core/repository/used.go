@@ -390,7 +390,10 @@ func (r *Repository) page(ctx context.Context, id chunk.ID) (point.Page, error) 
 		}
 		b := r.space.batch()
 		b.set(key, record.Body)
-		return b.apply()
+		if err := b.apply(); !errors.Is(err, blob.ErrFull) { // it is read from its pack the next time
+			return err
+		}
+		return nil
 	})
 	return page, err
 }

@@ -29,6 +29,8 @@ type DB struct {
 	reader *sql.DB // PostgreSQL: the same pool as writer
 	clock  func() time.Time
 	unlock func() error
+	// ballast is what is given up when the disk is full; nil: PostgreSQL.
+	ballast *ballast
 
 	closing  sync.Once
 	closeErr error

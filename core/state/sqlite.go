@@ -39,6 +39,7 @@ func (db *DB) openSQLite(path string) error {
 	if err := file.Close(); err != nil {
 		return err
 	}
+	db.ballast = openBallast(filepath.Dir(path), path+".reserve")
 	db.engine = engineSQLite
 	if db.writer, err = sql.Open("sqlite", sqliteDSN(path, "immediate", false)); err != nil {
 		return err

@@ -55,6 +55,9 @@ func (db *DB) change(ctx context.Context, f func(*tx) error) error {
 }
 
 func (db *DB) run(ctx context.Context, pool *sql.DB, options *sql.TxOptions, origin *audit.Origin, f func(*tx) error) error {
+	if db.ballast != nil && pool == db.writer {
+		return db.short(ctx, origin != nil, func() error { return db.once(ctx, pool, options, origin, f) })
+	}
 	for attempt := 1; ; attempt++ {
 		err := db.once(ctx, pool, options, origin, f)
 		if !isConflict(err) || attempt == maxAttempts {

@@ -7,9 +7,11 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/holdfast-dr/holdfast/core/claim"
 	"github.com/holdfast-dr/holdfast/sdk/sim"
 	"github.com/holdfast-dr/holdfast/testenv"
 	"github.com/holdfast-dr/holdfast/testenv/stack"
@@ -52,7 +54,7 @@ func (d disk) grow(size string) {
 func (d disk) fill(leave int64) (empty func()) {
 	d.t.Helper()
 	path := filepath.Join(d.path, "ballast")
-	f, err := os.Create(path)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		d.t.Fatal(err)
 	}
@@ -190,6 +192,54 @@ func TestServersDiskIsFull(t *testing.T) {
 	empty()
 	w.backup(wide)
 	w.checkEverything()
+}
+
+// Other programs fill the server's disk, with its index, spool and database, to
+// the last byte while a backup runs. The server lives, what is stored restores,
+// and what was refused goes on when there is room.
+func TestOthersFillTheServersDisk(t *testing.T) {
+	dir := shortDir(t)
+	data := newDisk(t, filepath.Join(dir, "provider"), "400m")
+	w := newWorld(t, stack.Options{Dir: dir, ServerFlags: []string{"--readers", "1s", "--collect", "0"}}, diskMachines()...)
+	db, wide := w.machines[0], w.machines[1]
+	w.write(wide, 0, 0, 60*mib, randomOf(7))
+	var empty func()
+	r := w.during(wide, func() { empty = data.fill(0) })
+	if r.good() {
+		w.errorf("a backup succeeded without room: %s", describe(r))
+	}
+	w.checkAlive()
+	data.fill(0) // what the server has given up since is taken as well
+	for _, id := range w.allPoints() {
+		w.checkDisk(id, 0)
+	}
+	w.write(db, 0, 0, mib, randomOf(8))
+	w.fails(db, "no room")
+	// The claim of the repository outlives it: what is restored a while later comes
+	// from the same opening.
+	w.outlastClaim()
+	for _, id := range w.allPoints() {
+		w.checkDisk(id, 0)
+	}
+	w.checkAlive()
+	if out := w.Server.Output(); strings.Contains(out, "cloud repository closed") || !strings.Contains(out, "state database is full") {
+		w.errorf("the server on a full disk printed:\n%s", out)
+	}
+	empty()
+	w.backup(wide)
+	w.backup(db)
+	w.checkEverything()
+}
+
+// outlastClaim waits for longer than a claim lasts that is not renewed: what is
+// waited for is the time itself.
+func (w *world) outlastClaim() {
+	w.t.Helper()
+	select {
+	case <-time.After(claim.DefaultTTL + claim.DefaultTTL/4):
+	case <-w.Server.Done():
+		w.fatalf("the server has ended:\n%s", w.Server.Output())
+	}
 }
 
 // The disk of the state database is full: nothing is acknowledged that is not

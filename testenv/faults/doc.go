@@ -26,8 +26,9 @@
 //
 // Real guests: each process, QEMU among them, at the moments of a backup and of
 // a restore that matter, with a guest that stands still, so that every byte of
-// its points is known. Disks: full at the repository, the server, the state
-// database, the agent, and where a restore goes. Time: clocks that jump by days
+// its points is known. Disks: full at the repository, the server (by backups, and
+// to the last byte by other programs), the state database, the agent, and where
+// a restore goes. Time: clocks that jump by days
 // (package clock), a certificate and a lease that end during a run, a server
 // that is stopped until another one has taken over, and wakes up. Network: a
 // server that restarts or moves, connections that are reset or say nothing any
