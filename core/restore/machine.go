@@ -99,7 +99,9 @@ func Machine(ctx context.Context, req MachineRequest) (res Result, err error) {
 		res.Machine, err = m.commit(ctx)
 	}
 	if err != nil {
-		return res, m.abort(ctx, err)
+		if res.Machine, err = m.abort(ctx, err); err != nil {
+			return res, err
+		}
 	}
 	if req.Start {
 		if err := m.start(ctx, res.Machine); err != nil {
@@ -228,15 +230,25 @@ func (m *machine) commit(ctx context.Context) (id sdk.MachineID, err error) {
 	return id, nil
 }
 
-// abort removes the draft, whatever became of ctx, and returns why.
-func (m *machine) abort(ctx context.Context, why error) error {
+// abort removes the draft, whatever became of ctx, and returns why. A draft that
+// cannot be removed because it is a machine was committed by an attempt whose end
+// nobody noted, for its id is that of the operation: then the restore is done, and
+// committing again tells which machine it is.
+func (m *machine) abort(ctx context.Context, why error) (sdk.MachineID, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUpTime)
 	defer cancel()
 	err := sdk.Await(ctx, func() error { return m.target.AbortDraft(ctx, derive(m.Op, "abort"), m.draft) })
-	if err != nil {
-		return errors.Join(why, fmt.Errorf("remove the unfinished machine: %w", err))
+	if errors.Is(err, sdk.ErrInvalid) {
+		id, again := m.commit(ctx)
+		if again == nil {
+			return id, nil
+		}
+		err = again
 	}
-	return why
+	if err != nil {
+		return "", errors.Join(why, fmt.Errorf("remove the unfinished machine: %w", err))
+	}
+	return "", why
 }
 
 // abortUnknown removes a draft whose creation the restore did not wait for.
@@ -252,7 +264,7 @@ func (m *machine) abortUnknown(ctx context.Context, spec sdk.DraftSpec) {
 		_ = m.Platform.Cancel(ctx, op.ID) // a draft that remains is found by its id when the restore is repeated
 		return
 	}
-	_ = m.abort(ctx, nil) // as above
+	_, _ = m.abort(ctx, nil) // as above
 }
 
 func (m *machine) start(ctx context.Context, id sdk.MachineID) error {

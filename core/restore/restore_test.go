@@ -195,6 +195,49 @@ func TestEveryPointRestoresItsMachine(t *testing.T) {
 	}
 }
 
+// An agent that dies between the commit and its note of it repeats the restore:
+// the machine that is there is the answer, and no second one is made.
+func TestRepeatedRestoreFindsTheMachineThatItMade(t *testing.T) {
+	for _, replace := range []bool{false, true} {
+		s := newSite(t, 8*mib, mib)
+		s.write(0, 0, 2*mib, 1)
+		s.backup()
+		request := restore.MachineRequest{Platform: s.hv.Connect(sim.Settings{}), PlatformName: "sim", Op: sdk.Op{ID: uuid.NewString()}, Point: s.open(0), Name: "copy", Start: true}
+		if replace {
+			request.Name, request.Replace, request.Start = "", s.machine.ID, false
+		}
+		first, err := restore.Machine(t.Context(), request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		request.Platform = s.hv.Connect(sim.Settings{})
+		again, err := restore.Machine(t.Context(), request)
+		if err != nil {
+			t.Fatalf("the repeat, replace %t: %v", replace, err)
+		}
+		m, err := s.hv.Find(string(again.Machine))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again.Machine != first.Machine || again.Started != first.Started || !equal(content(t, s.hv, m), s.moments[0]) {
+			t.Errorf("replace %t: the first made %s, the repeat answers %s, or its bytes differ", replace, first.Machine, again.Machine)
+		}
+		machines := 0
+		objects, err := s.hv.Objects()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, o := range objects {
+			if strings.HasPrefix(o, "machine ") {
+				machines++
+			}
+		}
+		if want := map[bool]int{false: 2, true: 1}[replace]; machines != want {
+			t.Errorf("replace %t: %d machines, want %d", replace, machines, want)
+		}
+	}
+}
+
 func TestReplaceKeepsTheMachine(t *testing.T) {
 	s := newSite(t, 8*mib)
 	s.write(0, 0, 2*mib, 1)
