@@ -33,4 +33,21 @@
 // that is stopped until another one has taken over, and wakes up. Network: a
 // server that restarts or moves, connections that are reset or say nothing any
 // more; what a long or bad line does is for package wan.
+//
+// # Where the other faults are tested
+//
+// What needs no processes of its own is tested closer to the code. In
+// core/repository: failed syncs (sync_test.go), one flipped byte anywhere, an
+// index that is lost or stale (verify_test.go), a chunk condemned between the
+// answer and the commit (collect_test.go), a disk without a byte left
+// (full_test.go, and that of core/state). In cmd/holdfast, over the real port: an
+// enrolment token in several hands, ids of another tenant, missing chunks
+// (wire_test.go), floods (hostile_test.go). In core/gateway: slow and oversized
+// bodies, a million ids, silence (hostile_test.go). In testenv/scenario: a
+// provider that swaps and rolls back (rogue_test.go), an agent that uploads
+// garbage (distrust_test.go), an old or a lost database (recovery_test.go).
+//
+// Not tested yet: a run over a line that loses and reorders packets (package wan
+// can), a gateway process that restarts, QEMU killed during a restore, an agent
+// that is stopped until its claim was taken over.
 package faults
