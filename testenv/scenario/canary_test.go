@@ -2,6 +2,7 @@ package scenario
 
 import (
 	"bytes"
+	"context"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -320,7 +321,10 @@ func (l *lab) refuseToken(token string) {
 // profiles looks at what the server says of itself to whoever may ask.
 func (w *walk) profiles(t *testing.T, socket string) {
 	t.Helper()
-	c := &http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true, Dial: func(string, string) (net.Conn, error) { return net.Dial("unix", socket) }}}
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	}
+	c := &http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true, DialContext: dial}}
 	for _, what := range []string{"cmdline", "goroutine?debug=2", "heap?debug=1", "allocs?debug=1", "heap"} {
 		answer, err := c.Get("http://server/debug/pprof/" + what)
 		if err != nil {
