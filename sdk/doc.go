@@ -1,6 +1,7 @@
 // Package sdk is the contract between Holdfast and a back-end: a hypervisor,
 // a cloud, a tape library. A vendor implements Platform and as many of the
-// optional abilities (Source, ChangeTracker, Target, Power, Watcher) as the back-end
+// optional abilities (Source, ChangeTracker, Target, Power, Watcher; for a cloud
+// host Replicator, Activator, Networker, Pools, Console, Guest) as the back-end
 // can honour; sdk/plugin turns the value into a program, and sdk/conformance
 // proves that it keeps the contract.
 //
@@ -25,9 +26,10 @@
 //   - Errors are *Error or wrap one of the sentinels of this package; anything
 //     else reaches the caller as a fault of the plugin. errors.Is gives the
 //     same answer on both sides of the process border.
-//   - Disk bytes never travel through a control call: OpenDisk and
-//     OpenDraftDisk return a reader or writer, and the host reaches its data
-//     over NBD, dialling the back-end itself where the value offers an Address.
+//   - Disk bytes never travel through a control call: OpenDisk, OpenDraftDisk,
+//     OpenPoint and OpenPointDraftDisk return a reader or writer, and the host
+//     reaches its data over NBD, dialling the back-end itself where the value
+//     offers an Address.
 //   - Methods may be called from several goroutines. Arguments and results are
 //     not shared: neither side keeps or changes what it passed or got.
 package sdk

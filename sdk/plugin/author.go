@@ -66,44 +66,55 @@ func (a Author) Describe() (Description, error) {
 	}, nil
 }
 
+// abilityOf is an ability and how it is found: at a Go type, and at an open
+// platform.
+type abilityOf struct {
+	name   sdk.Ability
+	typed  func(sdk.Platform) bool
+	opened func(sdk.Platform) bool
+}
+
+func is[T any](name sdk.Ability) abilityOf {
+	return abilityOf{
+		name:   name,
+		typed:  func(p sdk.Platform) bool { _, ok := p.(T); return ok },
+		opened: func(p sdk.Platform) bool { _, ok := sdk.As[T](p); return ok },
+	}
+}
+
+// known are the abilities of protocol 1, in the order in which it gained them.
+var known = []abilityOf{
+	is[sdk.Source](sdk.AbilitySource),
+	is[sdk.ChangeTracker](sdk.AbilityChangeTracker),
+	is[sdk.Target](sdk.AbilityTarget),
+	is[sdk.Power](sdk.AbilityPower),
+	is[sdk.Watcher](sdk.AbilityWatcher),
+	is[sdk.Replicator](sdk.AbilityReplicator),
+	is[sdk.Activator](sdk.AbilityActivator),
+	is[sdk.Networker](sdk.AbilityNetworker),
+	is[sdk.Pools](sdk.AbilityPools),
+	is[sdk.Console](sdk.AbilityConsole),
+	is[sdk.Guest](sdk.AbilityGuest),
+}
+
 // typeAbilities looks at the Go type alone, for there is no connection yet.
 func typeAbilities(p sdk.Platform) []sdk.Ability {
 	abilities := []sdk.Ability{}
-	add := func(a sdk.Ability, ok bool) {
-		if ok {
-			abilities = append(abilities, a)
+	for _, a := range known {
+		if a.typed(p) {
+			abilities = append(abilities, a.name)
 		}
 	}
-	_, source := p.(sdk.Source)
-	_, tracker := p.(sdk.ChangeTracker)
-	_, target := p.(sdk.Target)
-	_, power := p.(sdk.Power)
-	add(sdk.AbilitySource, source)
-	add(sdk.AbilityChangeTracker, tracker)
-	add(sdk.AbilityTarget, target)
-	add(sdk.AbilityPower, power)
-	_, watcher := p.(sdk.Watcher)
-	add(sdk.AbilityWatcher, watcher)
 	return abilities
 }
 
 // Abilities lists what an open platform can do.
 func Abilities(p sdk.Platform) []sdk.Ability {
 	abilities := []sdk.Ability{}
-	if _, ok := sdk.As[sdk.Source](p); ok {
-		abilities = append(abilities, sdk.AbilitySource)
-	}
-	if _, ok := sdk.As[sdk.ChangeTracker](p); ok {
-		abilities = append(abilities, sdk.AbilityChangeTracker)
-	}
-	if _, ok := sdk.As[sdk.Target](p); ok {
-		abilities = append(abilities, sdk.AbilityTarget)
-	}
-	if _, ok := sdk.As[sdk.Power](p); ok {
-		abilities = append(abilities, sdk.AbilityPower)
-	}
-	if _, ok := sdk.As[sdk.Watcher](p); ok {
-		abilities = append(abilities, sdk.AbilityWatcher)
+	for _, a := range known {
+		if a.opened(p) {
+			abilities = append(abilities, a.name)
+		}
 	}
 	return abilities
 }

@@ -3,6 +3,7 @@ package plugin
 import (
 	"context"
 	"errors"
+	"io"
 	"iter"
 	"log/slog"
 	"net"
@@ -40,7 +41,7 @@ type dataServer struct {
 
 // openDisk is one disk that the host has open.
 type openDisk struct {
-	owner  string // the snapshot or draft
+	owner  string // the snapshot, draft or point
 	disk   string // of a draft
 	export nbd.Export
 	close  func() error
@@ -62,13 +63,22 @@ func (s *dataServer) offerReader(owner string, r sdk.BlockReader) (*pluginv1.Ope
 // offerWriter makes a writer reachable for the host, after it has ended the
 // writer that had the disk before.
 func (s *dataServer) offerWriter(owner, disk string, w sdk.BlockWriter) (*pluginv1.OpenedDisk, error) {
+	return s.offerReadableWriter(owner, disk, w, nil)
+}
+
+// offerReadableWriter is offerWriter for what can be read, too, by reader
+// unless that is nil.
+func (s *dataServer) offerReadableWriter(owner, disk string, w sdk.BlockWriter, reader io.ReaderAt) (*pluginv1.OpenedDisk, error) {
 	s.closeWhere(func(d *openDisk) bool { return d.owner == owner && d.disk == disk })
 	d := &openDisk{owner: owner, disk: disk, close: w.Close}
 	shape, connections := w.Shape(), dataConnections
 	guarded := &gatedWriter{writer: w, gate: &d.gate, log: s.log, sequential: shape == sdk.ShapeSequential}
 	d.export = nbd.Export{Size: w.Size(), Writer: guarded, MultiConn: true}
-	if shape == sdk.ShapeSequential {
+	switch {
+	case shape == sdk.ShapeSequential:
 		d.export.Serial, connections = true, 1
+	case reader != nil:
+		d.export.Reader = &gatedBytes{reader: reader, gate: &d.gate, log: s.log}
 	}
 	return s.offer(d, w, &pluginv1.OpenedDisk{SizeBytes: w.Size(), Shape: string(shape)}, connections)
 }
@@ -171,8 +181,8 @@ func (s *dataServer) closeAuthors(d *openDisk) (err error) {
 	return d.close()
 }
 
-// closeOwner ends the disks of a snapshot that has ended, or of a draft that
-// is one no more.
+// closeOwner ends the disks of a snapshot that has ended, of a draft that is
+// one no more, or of a point that was removed.
 func (s *dataServer) closeOwner(owner string) {
 	s.closeWhere(func(d *openDisk) bool { return d.owner == owner })
 }
@@ -228,14 +238,14 @@ func (g *gate) shut() {
 	g.closed = true
 }
 
-// gatedReader is an author's reader behind a gate.
-type gatedReader struct {
-	reader sdk.BlockReader
+// gatedBytes is what an author's writer reads, behind its gate.
+type gatedBytes struct {
+	reader io.ReaderAt
 	gate   *gate
 	log    *slog.Logger
 }
 
-func (r *gatedReader) ReadAt(p []byte, off int64) (n int, err error) {
+func (r *gatedBytes) ReadAt(p []byte, off int64) (n int, err error) {
 	leave, err := r.gate.enter()
 	if err != nil {
 		return 0, err
@@ -243,6 +253,17 @@ func (r *gatedReader) ReadAt(p []byte, off int64) (n int, err error) {
 	defer leave()
 	defer func() { err = recovered(r.log, "ReadAt", recover(), err) }()
 	return r.reader.ReadAt(p, off)
+}
+
+// gatedReader is an author's reader behind a gate.
+type gatedReader struct {
+	reader sdk.BlockReader
+	gate   *gate
+	log    *slog.Logger
+}
+
+func (r *gatedReader) ReadAt(p []byte, off int64) (int, error) {
+	return (&gatedBytes{r.reader, r.gate, r.log}).ReadAt(p, off)
 }
 
 func (r *gatedReader) Extents(ctx context.Context, off, n int64) iter.Seq2[sdk.Extent, error] {

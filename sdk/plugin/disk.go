@@ -117,7 +117,7 @@ func (r *remoteReader) Extents(ctx context.Context, off, n int64) iter.Seq2[sdk.
 	return r.disk.Extents(ctx, off, n)
 }
 
-func (r *remote) openWriter(ctx context.Context, opened *pluginv1.OpenedDisk) (sdk.BlockWriter, error) {
+func (r *remote) openWriter(ctx context.Context, opened *pluginv1.OpenedDisk) (*remoteWriter, error) {
 	shape := sdk.Shape(opened.GetShape())
 	d, err := r.bytesOf(ctx, opened)
 	if err != nil {

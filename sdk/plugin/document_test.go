@@ -30,6 +30,10 @@ func TestProtocolDocument(t *testing.T) {
 		fmt.Sprintf("the host may open (up to %d)", maxConnections),
 		"ids have 1 to " + thousands(maxID) + " bytes, names and notes at most " + thousands(maxText) + ", a machine at most " + thousands(maxDisks) + " disks",
 		"a mark 1 to " + thousands(sdk.MaxMark) + " bytes",
+		fmt.Sprintf("a label at most %s, a holder 1 to %d, a screenshot at most %d MiB", thousands(sdk.MaxLabel), sdk.MaxHolder, sdk.MaxScreenshot>>20),
+	}
+	for _, a := range known {
+		facts = append(facts, "`"+string(a.name)+"`")
 	}
 	for _, code := range sdk.Codes() {
 		facts = append(facts, "`"+string(code)+"`")

@@ -25,6 +25,10 @@ func FuzzAnswers(f *testing.F) {
 	add(toReport(sdk.Report{Product: "p", Findings: []sdk.Finding{{Ability: "source", Reason: "r"}}}))
 	add(toDraft(sdk.Draft{ID: "d", Disks: []sdk.DiskID{"vda"}}))
 	add(&pluginv1.WatchResponse{})
+	add(&pluginv1.CreateReplicaResponse{Replica: toReplica(goldenReplica), Points: []*pluginv1.Point{toPoint(goldenPoint)}})
+	add(toInstance(goldenInstance))
+	add(toNetwork(goldenNetwork))
+	add(&pluginv1.GuestInfoResponse{Hostname: "h", Interfaces: []*pluginv1.GuestInterface{{Name: "eth0", Addresses: []string{"10.0.0.1/8", "x"}}}})
 	f.Fuzz(func(t *testing.T, doc []byte) {
 		var machine pluginv1.Machine
 		if proto.Unmarshal(doc, &machine) == nil {
@@ -49,6 +53,34 @@ func FuzzAnswers(f *testing.F) {
 		var draft pluginv1.Draft
 		if proto.Unmarshal(doc, &draft) == nil {
 			fromDraft(&draft)
+		}
+		var made pluginv1.CreateReplicaResponse
+		if proto.Unmarshal(doc, &made) == nil {
+			replica := fromReplica(made.GetReplica())
+			for _, point := range made.GetPoints() {
+				replica.Points = append(replica.Points, fromPoint(point))
+			}
+			if checkReplica(replica, "") == nil && (replica.ID == "" || replica.MaxPoints < 0 || len(replica.Label) > sdk.MaxLabel) {
+				t.Errorf("replica %+v", replica)
+			}
+		}
+		var instance pluginv1.Instance
+		if proto.Unmarshal(doc, &instance) == nil {
+			if i := fromInstance(&instance); checkInstance(i, "") == nil && (i.ID == "" || i.Replica == "" || i.WrittenBytes < 0) {
+				t.Errorf("instance %+v", i)
+			}
+		}
+		var network pluginv1.Network
+		if proto.Unmarshal(doc, &network) == nil {
+			if n, err := fromNetwork(&network); err == nil && (n.Name == "" || n.VLAN < 0 || n.VLAN > maxVLAN) {
+				t.Errorf("network %+v", n)
+			}
+		}
+		var guest pluginv1.GuestInfoResponse
+		if proto.Unmarshal(doc, &guest) == nil {
+			if info, err := fromGuestInfo(&guest); err == nil && len(info.Interfaces) > maxInterfaces {
+				t.Errorf("%d interfaces", len(info.Interfaces))
+			}
 		}
 		var change pluginv1.WatchResponse
 		if proto.Unmarshal(doc, &change) == nil {

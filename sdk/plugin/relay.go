@@ -235,6 +235,10 @@ func (r *Relay) learn(method string, answer message) {
 		opened = &pluginv1.OpenDiskResponse{}
 	case pluginv1.PluginService_OpenDraftDisk_FullMethodName:
 		opened = &pluginv1.OpenDraftDiskResponse{}
+	case pluginv1.PluginService_OpenPoint_FullMethodName:
+		opened = &pluginv1.OpenPointResponse{}
+	case pluginv1.PluginService_OpenPointDraftDisk_FullMethodName:
+		opened = &pluginv1.OpenPointDraftDiskResponse{}
 	default:
 		return
 	}

@@ -38,35 +38,28 @@ type remote struct {
 
 // As finds an ability that the plugin advertised.
 func (r *remote) As(target any) bool {
-	has := func(a sdk.Ability) bool { return slices.Contains(r.abilities, a) }
-	switch to := target.(type) {
-	case *sdk.Source:
-		if has(sdk.AbilitySource) {
-			*to = r
-			return true
-		}
-	case *sdk.ChangeTracker:
-		if has(sdk.AbilityChangeTracker) {
-			*to = r
-			return true
-		}
-	case *sdk.Target:
-		if has(sdk.AbilityTarget) {
-			*to = r
-			return true
-		}
-	case *sdk.Power:
-		if has(sdk.AbilityPower) {
-			*to = r
-			return true
-		}
-	case *sdk.Watcher:
-		if has(sdk.AbilityWatcher) {
-			*to = r
-			return true
-		}
+	return grant[sdk.Source](r, target, sdk.AbilitySource) ||
+		grant[sdk.ChangeTracker](r, target, sdk.AbilityChangeTracker) ||
+		grant[sdk.Target](r, target, sdk.AbilityTarget) ||
+		grant[sdk.Power](r, target, sdk.AbilityPower) ||
+		grant[sdk.Watcher](r, target, sdk.AbilityWatcher) ||
+		grant[sdk.Replicator](r, target, sdk.AbilityReplicator) ||
+		grant[sdk.Activator](r, target, sdk.AbilityActivator) ||
+		grant[sdk.Networker](r, target, sdk.AbilityNetworker) ||
+		grant[sdk.Pools](r, target, sdk.AbilityPools) ||
+		grant[sdk.Console](r, target, sdk.AbilityConsole) ||
+		grant[sdk.Guest](r, target, sdk.AbilityGuest)
+}
+
+// grant sets the interface that target points to, if it is a T and the plugin
+// advertised the ability.
+func grant[T any](r *remote, target any, a sdk.Ability) bool {
+	to, ok := target.(*T)
+	if !ok || !slices.Contains(r.abilities, a) {
+		return false
 	}
-	return false
+	*to = any(r).(T) // a remote is all of them
+	return true
 }
 
 var (
@@ -310,7 +303,11 @@ func (r *remote) OpenDraftDisk(ctx context.Context, op sdk.Op, draft sdk.Draft, 
 	if err != nil {
 		return nil, err
 	}
-	return r.openWriter(ctx, resp.GetDisk())
+	w, err := r.openWriter(ctx, resp.GetDisk())
+	if err != nil {
+		return nil, err
+	}
+	return w, nil
 }
 
 func (r *remote) CommitDraft(ctx context.Context, op sdk.Op, draft sdk.Draft) (sdk.MachineID, error) {

@@ -62,7 +62,10 @@ func (h *hostile) CommitDraft(context.Context, *pluginv1.CommitDraftRequest) (*p
 	return &pluginv1.CommitDraftResponse{Machine: h.committed}, nil
 }
 
-func (h *hostile) connect(t *testing.T) (*Process, error) {
+func (h *hostile) connect(t *testing.T) (*Process, error)     { return reach(t, h) }
+func (h *hostileHost) connect(t *testing.T) (*Process, error) { return reach(t, h) }
+
+func reach(t *testing.T, h pluginv1.PluginServiceServer) (*Process, error) {
 	t.Helper()
 	listener, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
 	if err != nil {
@@ -187,6 +190,116 @@ func TestHostileAnswersAreRefused(t *testing.T) {
 	}
 	if _, ok := sdk.As[sdk.Power](p.Platform()); ok {
 		t.Error("an ability that was not advertised was found")
+	}
+}
+
+// hostileHost answers what no cloud host could.
+type hostileHost struct {
+	hostile
+	listing  []*pluginv1.ReplicasResponse
+	draft    *pluginv1.PointDraft
+	instance *pluginv1.Instance
+	shot     []byte
+}
+
+func (h *hostileHost) Configure(context.Context, *pluginv1.ConfigureRequest) (*pluginv1.ConfigureResponse, error) {
+	return &pluginv1.ConfigureResponse{Abilities: []string{"replicator", "activator", "networker", "pools", "console", "guest"}}, nil
+}
+
+func (h *hostileHost) Replicas(_ *pluginv1.ReplicasRequest, out grpc.ServerStreamingServer[pluginv1.ReplicasResponse]) error {
+	for _, message := range h.listing {
+		if err := out.Send(message); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (h *hostileHost) DraftPoint(context.Context, *pluginv1.DraftPointRequest) (*pluginv1.DraftPointResponse, error) {
+	return &pluginv1.DraftPointResponse{Draft: h.draft}, nil
+}
+
+func (h *hostileHost) Activate(context.Context, *pluginv1.ActivateRequest) (*pluginv1.ActivateResponse, error) {
+	return &pluginv1.ActivateResponse{Instance: h.instance}, nil
+}
+
+func (h *hostileHost) Screenshot(context.Context, *pluginv1.ScreenshotRequest) (*pluginv1.ScreenshotResponse, error) {
+	return &pluginv1.ScreenshotResponse{Png: h.shot}, nil
+}
+
+func TestHostileCloudHostIsRefused(t *testing.T) {
+	machine := &pluginv1.Machine{Name: "m", Disks: []*pluginv1.Disk{{Id: "vda", SizeBytes: 1 << 20}}}
+	replica := &pluginv1.ReplicasResponse{Replica: &pluginv1.Replica{Id: "r", Space: "ours"}}
+	point := func(p *pluginv1.Point) *pluginv1.ReplicasResponse { return &pluginv1.ReplicasResponse{Point: p} }
+	good := &pluginv1.Point{Id: "p", Machine: machine, Label: &pluginv1.PointLabel{Label: "l"}}
+	for name, listing := range map[string][]*pluginv1.ReplicasResponse{
+		"nothing":             {{}},
+		"a point of none":     {point(good)},
+		"no id":               {{Replica: &pluginv1.Replica{Space: "ours"}}},
+		"another space":       {{Replica: &pluginv1.Replica{Id: "r", Space: "theirs"}}},
+		"a long label":        {{Replica: &pluginv1.Replica{Id: "r", Space: "ours", Label: strings.Repeat("x", sdk.MaxLabel+1)}}},
+		"points below zero":   {{Replica: &pluginv1.Replica{Id: "r", Space: "ours", MaxPoints: -1}}},
+		"a point twice":       {replica, point(good), point(good)},
+		"a point without id":  {replica, point(&pluginv1.Point{Machine: machine})},
+		"bytes below zero":    {replica, point(&pluginv1.Point{Id: "p", Machine: machine, StoredBytes: -1})},
+		"quiesced how":        {replica, point(&pluginv1.Point{Id: "p", Machine: machine, Label: &pluginv1.PointLabel{Achieved: "very"}})},
+		"a nameless holder":   {replica, point(&pluginv1.Point{Id: "p", Machine: machine, Holders: []string{""}})},
+		"a disk of less":      {replica, point(&pluginv1.Point{Id: "p", Machine: &pluginv1.Machine{Disks: []*pluginv1.Disk{{Id: "a", SizeBytes: -1}}}})},
+		"a draft of another":  {{Replica: &pluginv1.Replica{Id: "r", Space: "ours", Draft: &pluginv1.PointDraft{Id: "d", Replica: "s"}}}},
+		"the last is refused": {replica, point(&pluginv1.Point{})},
+	} {
+		p, err := (&hostileHost{hostile: hostile{description: plain}, listing: listing}).connect(t)
+		if err != nil {
+			t.Fatal(err)
+		}
+		replicator, _ := sdk.As[sdk.Replicator](p.Platform())
+		for _, err = range replicator.Replicas(t.Context(), "ours") {
+		}
+		isBroken(t, "replicas: "+name, err)
+	}
+	spec := sdk.PointSpec{Replica: "r", Machine: sdk.Machine{Disks: []sdk.Disk{{ID: "vda"}}}}
+	for name, draft := range map[string]*pluginv1.PointDraft{
+		"none":            nil,
+		"another replica": {Id: "d", Replica: "s", Disks: []string{"vda"}},
+		"another base":    {Id: "d", Replica: "r", Base: "p", Disks: []string{"vda"}},
+		"another disk":    {Id: "d", Replica: "r", Disks: []string{"vdb"}},
+	} {
+		p, err := (&hostileHost{hostile: hostile{description: plain}, draft: draft}).connect(t)
+		if err != nil {
+			t.Fatal(err)
+		}
+		replicator, _ := sdk.As[sdk.Replicator](p.Platform())
+		_, err = replicator.DraftPoint(t.Context(), sdk.Op{ID: "x"}, spec)
+		isBroken(t, "draft: "+name, err)
+	}
+	request := sdk.ActivateRequest{Replica: "r", Point: "p", Purpose: sdk.PurposeTest}
+	for name, i := range map[string]*pluginv1.Instance{
+		"none":          nil,
+		"another point": {Id: "i", Replica: "r", Point: "q", Purpose: "test", State: "running", Machine: "m"},
+		"for real":      {Id: "i", Replica: "r", Point: "p", Purpose: "real", State: "running", Machine: "m"},
+		"for nothing":   {Id: "i", Replica: "r", Point: "p", State: "running", Machine: "m"},
+		"no machine":    {Id: "i", Replica: "r", Point: "p", Purpose: "test", State: "running"},
+		"in what state": {Id: "i", Replica: "r", Point: "p", Purpose: "test", State: "dreaming", Machine: "m"},
+		"wrote less":    {Id: "i", Replica: "r", Point: "p", Purpose: "test", State: "running", Machine: "m", WrittenBytes: -1},
+	} {
+		p, err := (&hostileHost{hostile: hostile{description: plain}, instance: i}).connect(t)
+		if err != nil {
+			t.Fatal(err)
+		}
+		activator, _ := sdk.As[sdk.Activator](p.Platform())
+		_, err = activator.Activate(t.Context(), sdk.Op{ID: "x"}, request)
+		isBroken(t, "instance: "+name, err)
+	}
+	for name, shot := range map[string][]byte{
+		"none": nil, "a page": []byte("<html>"), "a large one": append(pngSignature, make([]byte, sdk.MaxScreenshot)...),
+	} {
+		p, err := (&hostileHost{hostile: hostile{description: plain}, shot: shot}).connect(t)
+		if err != nil {
+			t.Fatal(err)
+		}
+		console, _ := sdk.As[sdk.Console](p.Platform())
+		_, err = console.Screenshot(t.Context(), "ours", "m")
+		isBroken(t, "screenshot: "+name, err)
 	}
 }
 

@@ -2,7 +2,8 @@
 //
 // Fields and calls are only ever added. What would break a plugin that exists
 // is a new protocol with a package of its own. Disk bytes are not here: they
-// travel over NBD, to the address that OpenDisk and OpenDraftDisk answer.
+// travel over NBD, to the addresses that OpenDisk, OpenDraftDisk, OpenPoint and
+// OpenPointDraftDisk answer.
 //
 // A failed call carries an Error among the details of its gRPC status.
 
@@ -2699,6 +2700,3180 @@ func (x *WatchResponse) GetBeat() bool {
 	return false
 }
 
+type Replica struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Space         string                 `protobuf:"bytes,2,opt,name=space,proto3" json:"space,omitempty"`
+	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Pool          string                 `protobuf:"bytes,4,opt,name=pool,proto3" json:"pool,omitempty"`
+	Label         string                 `protobuf:"bytes,5,opt,name=label,proto3" json:"label,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,6,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	MaxPoints     int32                  `protobuf:"varint,7,opt,name=max_points,json=maxPoints,proto3" json:"max_points,omitempty"` // 0: as many as there is room for
+	Draft         *PointDraft            `protobuf:"bytes,8,opt,name=draft,proto3" json:"draft,omitempty"`                           // absent: none is open
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Replica) Reset() {
+	*x = Replica{}
+	mi := &file_plugin_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Replica) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Replica) ProtoMessage() {}
+
+func (x *Replica) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Replica.ProtoReflect.Descriptor instead.
+func (*Replica) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *Replica) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Replica) GetSpace() string {
+	if x != nil {
+		return x.Space
+	}
+	return ""
+}
+
+func (x *Replica) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Replica) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
+func (x *Replica) GetLabel() string {
+	if x != nil {
+		return x.Label
+	}
+	return ""
+}
+
+func (x *Replica) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Replica) GetMaxPoints() int32 {
+	if x != nil {
+		return x.MaxPoints
+	}
+	return 0
+}
+
+func (x *Replica) GetDraft() *PointDraft {
+	if x != nil {
+		return x.Draft
+	}
+	return nil
+}
+
+type PointDraft struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Replica       string                 `protobuf:"bytes,2,opt,name=replica,proto3" json:"replica,omitempty"`
+	Base          string                 `protobuf:"bytes,3,opt,name=base,proto3" json:"base,omitempty"`
+	Disks         []string               `protobuf:"bytes,4,rep,name=disks,proto3" json:"disks,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,5,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PointDraft) Reset() {
+	*x = PointDraft{}
+	mi := &file_plugin_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PointDraft) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PointDraft) ProtoMessage() {}
+
+func (x *PointDraft) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PointDraft.ProtoReflect.Descriptor instead.
+func (*PointDraft) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *PointDraft) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *PointDraft) GetReplica() string {
+	if x != nil {
+		return x.Replica
+	}
+	return ""
+}
+
+func (x *PointDraft) GetBase() string {
+	if x != nil {
+		return x.Base
+	}
+	return ""
+}
+
+func (x *PointDraft) GetDisks() []string {
+	if x != nil {
+		return x.Disks
+	}
+	return nil
+}
+
+func (x *PointDraft) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+type Point struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Machine       *Machine               `protobuf:"bytes,2,opt,name=machine,proto3" json:"machine,omitempty"`
+	Label         *PointLabel            `protobuf:"bytes,3,opt,name=label,proto3" json:"label,omitempty"`
+	Holders       []string               `protobuf:"bytes,4,rep,name=holders,proto3" json:"holders,omitempty"`
+	StoredBytes   int64                  `protobuf:"varint,5,opt,name=stored_bytes,json=storedBytes,proto3" json:"stored_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Point) Reset() {
+	*x = Point{}
+	mi := &file_plugin_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Point) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Point) ProtoMessage() {}
+
+func (x *Point) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Point.ProtoReflect.Descriptor instead.
+func (*Point) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *Point) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Point) GetMachine() *Machine {
+	if x != nil {
+		return x.Machine
+	}
+	return nil
+}
+
+func (x *Point) GetLabel() *PointLabel {
+	if x != nil {
+		return x.Label
+	}
+	return nil
+}
+
+func (x *Point) GetHolders() []string {
+	if x != nil {
+		return x.Holders
+	}
+	return nil
+}
+
+func (x *Point) GetStoredBytes() int64 {
+	if x != nil {
+		return x.StoredBytes
+	}
+	return 0
+}
+
+type PointLabel struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Label         string                 `protobuf:"bytes,1,opt,name=label,proto3" json:"label,omitempty"`
+	TakenMicros   int64                  `protobuf:"varint,2,opt,name=taken_micros,json=takenMicros,proto3" json:"taken_micros,omitempty"` // since 1970, UTC; absent when unknown
+	Achieved      string                 `protobuf:"bytes,3,opt,name=achieved,proto3" json:"achieved,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PointLabel) Reset() {
+	*x = PointLabel{}
+	mi := &file_plugin_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PointLabel) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PointLabel) ProtoMessage() {}
+
+func (x *PointLabel) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PointLabel.ProtoReflect.Descriptor instead.
+func (*PointLabel) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *PointLabel) GetLabel() string {
+	if x != nil {
+		return x.Label
+	}
+	return ""
+}
+
+func (x *PointLabel) GetTakenMicros() int64 {
+	if x != nil {
+		return x.TakenMicros
+	}
+	return 0
+}
+
+func (x *PointLabel) GetAchieved() string {
+	if x != nil {
+		return x.Achieved
+	}
+	return ""
+}
+
+type ReplicasRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Space         string                 `protobuf:"bytes,1,opt,name=space,proto3" json:"space,omitempty"` // empty: all
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplicasRequest) Reset() {
+	*x = ReplicasRequest{}
+	mi := &file_plugin_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplicasRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplicasRequest) ProtoMessage() {}
+
+func (x *ReplicasRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplicasRequest.ProtoReflect.Descriptor instead.
+func (*ReplicasRequest) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *ReplicasRequest) GetSpace() string {
+	if x != nil {
+		return x.Space
+	}
+	return ""
+}
+
+// ReplicasResponse is a replica, or a point of the replica before, from old to
+// young: all points of one may be larger than a message.
+type ReplicasResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Replica       *Replica               `protobuf:"bytes,1,opt,name=replica,proto3" json:"replica,omitempty"`
+	Point         *Point                 `protobuf:"bytes,2,opt,name=point,proto3" json:"point,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplicasResponse) Reset() {
+	*x = ReplicasResponse{}
+	mi := &file_plugin_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplicasResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplicasResponse) ProtoMessage() {}
+
+func (x *ReplicasResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplicasResponse.ProtoReflect.Descriptor instead.
+func (*ReplicasResponse) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *ReplicasResponse) GetReplica() *Replica {
+	if x != nil {
+		return x.Replica
+	}
+	return nil
+}
+
+func (x *ReplicasResponse) GetPoint() *Point {
+	if x != nil {
+		return x.Point
+	}
+	return nil
+}
+
+type CreateReplicaRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Op            *Op                    `protobuf:"bytes,1,opt,name=op,proto3" json:"op,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Pool          string                 `protobuf:"bytes,3,opt,name=pool,proto3" json:"pool,omitempty"`
+	Label         string                 `protobuf:"bytes,4,opt,name=label,proto3" json:"label,omitempty"`
+	Seed          string                 `protobuf:"bytes,5,opt,name=seed,proto3" json:"seed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateReplicaRequest) Reset() {
+	*x = CreateReplicaRequest{}
+	mi := &file_plugin_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateReplicaRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateReplicaRequest) ProtoMessage() {}
+
+func (x *CreateReplicaRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateReplicaRequest.ProtoReflect.Descriptor instead.
+func (*CreateReplicaRequest) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *CreateReplicaRequest) GetOp() *Op {
+	if x != nil {
+		return x.Op
+	}
+	return nil
+}
+
+func (x *CreateReplicaRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CreateReplicaRequest) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
+func (x *CreateReplicaRequest) GetLabel() string {
+	if x != nil {
+		return x.Label
+	}
+	return ""
+}
+
+func (x *CreateReplicaRequest) GetSeed() string {
+	if x != nil {
+		return x.Seed
+	}
+	return ""
+}
+
+type CreateReplicaResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Replica       *Replica               `protobuf:"bytes,1,opt,name=replica,proto3" json:"replica,omitempty"`
+	Points        []*Point               `protobuf:"bytes,2,rep,name=points,proto3" json:"points,omitempty"` // that of the seed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateReplicaResponse) Reset() {
+	*x = CreateReplicaResponse{}
+	mi := &file_plugin_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateReplicaResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateReplicaResponse) ProtoMessage() {}
+
+func (x *CreateReplicaResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateReplicaResponse.ProtoReflect.Descriptor instead.
+func (*CreateReplicaResponse) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *CreateReplicaResponse) GetReplica() *Replica {
+	if x != nil {
+		return x.Replica
+	}
+	return nil
+}
+
+func (x *CreateReplicaResponse) GetPoints() []*Point {
+	if x != nil {
+		return x.Points
+	}
+	return nil
+}
+
+type DraftPointRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Op            *Op                    `protobuf:"bytes,1,opt,name=op,proto3" json:"op,omitempty"`
+	Replica       string                 `protobuf:"bytes,2,opt,name=replica,proto3" json:"replica,omitempty"`
+	Base          string                 `protobuf:"bytes,3,opt,name=base,proto3" json:"base,omitempty"`
+	Machine       *Machine               `protobuf:"bytes,4,opt,name=machine,proto3" json:"machine,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DraftPointRequest) Reset() {
+	*x = DraftPointRequest{}
+	mi := &file_plugin_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DraftPointRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DraftPointRequest) ProtoMessage() {}
+
+func (x *DraftPointRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DraftPointRequest.ProtoReflect.Descriptor instead.
+func (*DraftPointRequest) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *DraftPointRequest) GetOp() *Op {
+	if x != nil {
+		return x.Op
+	}
+	return nil
+}
+
+func (x *DraftPointRequest) GetReplica() string {
+	if x != nil {
+		return x.Replica
+	}
+	return ""
+}
+
+func (x *DraftPointRequest) GetBase() string {
+	if x != nil {
+		return x.Base
+	}
+	return ""
+}
+
+func (x *DraftPointRequest) GetMachine() *Machine {
+	if x != nil {
+		return x.Machine
+	}
+	return nil
+}
+
+type DraftPointResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Draft         *PointDraft            `protobuf:"bytes,1,opt,name=draft,proto3" json:"draft,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DraftPointResponse) Reset() {
+	*x = DraftPointResponse{}
+	mi := &file_plugin_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DraftPointResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DraftPointResponse) ProtoMessage() {}
+
+func (x *DraftPointResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DraftPointResponse.ProtoReflect.Descriptor instead.
+func (*DraftPointResponse) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *DraftPointResponse) GetDraft() *PointDraft {
+	if x != nil {
+		return x.Draft
+	}
+	return nil
+}
+
+type OpenPointDraftDiskRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Op            *Op                    `protobuf:"bytes,1,opt,name=op,proto3" json:"op,omitempty"`
+	Draft         *PointDraft            `protobuf:"bytes,2,opt,name=draft,proto3" json:"draft,omitempty"`
+	Disk          string                 `protobuf:"bytes,3,opt,name=disk,proto3" json:"disk,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OpenPointDraftDiskRequest) Reset() {
+	*x = OpenPointDraftDiskRequest{}
+	mi := &file_plugin_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OpenPointDraftDiskRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OpenPointDraftDiskRequest) ProtoMessage() {}
+
+func (x *OpenPointDraftDiskRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OpenPointDraftDiskRequest.ProtoReflect.Descriptor instead.
+func (*OpenPointDraftDiskRequest) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *OpenPointDraftDiskRequest) GetOp() *Op {
+	if x != nil {
+		return x.Op
+	}
+	return nil
+}
+
+func (x *OpenPointDraftDiskRequest) GetDraft() *PointDraft {
+	if x != nil {
+		return x.Draft
+	}
+	return nil
+}
+
+func (x *OpenPointDraftDiskRequest) GetDisk() string {
+	if x != nil {
+		return x.Disk
+	}
+	return ""
+}
+
+type OpenPointDraftDiskResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Disk          *OpenedDisk            `protobuf:"bytes,1,opt,name=disk,proto3" json:"disk,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OpenPointDraftDiskResponse) Reset() {
+	*x = OpenPointDraftDiskResponse{}
+	mi := &file_plugin_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OpenPointDraftDiskResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OpenPointDraftDiskResponse) ProtoMessage() {}
+
+func (x *OpenPointDraftDiskResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OpenPointDraftDiskResponse.ProtoReflect.Descriptor instead.
+func (*OpenPointDraftDiskResponse) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *OpenPointDraftDiskResponse) GetDisk() *OpenedDisk {
+	if x != nil {
+		return x.Disk
+	}
+	return nil
+}
+
+type CommitPointRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Op            *Op                    `protobuf:"bytes,1,opt,name=op,proto3" json:"op,omitempty"`
+	Draft         *PointDraft            `protobuf:"bytes,2,opt,name=draft,proto3" json:"draft,omitempty"`
+	Label         *PointLabel            `protobuf:"bytes,3,opt,name=label,proto3" json:"label,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CommitPointRequest) Reset() {
+	*x = CommitPointRequest{}
+	mi := &file_plugin_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CommitPointRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CommitPointRequest) ProtoMessage() {}
+
+func (x *CommitPointRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CommitPointRequest.ProtoReflect.Descriptor instead.
+func (*CommitPointRequest) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *CommitPointRequest) GetOp() *Op {
+	if x != nil {
+		return x.Op
+	}
+	return nil
+}
+
+func (x *CommitPointRequest) GetDraft() *PointDraft {
+	if x != nil {
+		return x.Draft
+	}
+	return nil
+}
+
+func (x *CommitPointRequest) GetLabel() *PointLabel {
+	if x != nil {
+		return x.Label
+	}
+	return nil
+}
+
+type CommitPointResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Point         *Point                 `protobuf:"bytes,1,opt,name=point,proto3" json:"point,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CommitPointResponse) Reset() {
+	*x = CommitPointResponse{}
+	mi := &file_plugin_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CommitPointResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CommitPointResponse) ProtoMessage() {}
+
+func (x *CommitPointResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CommitPointResponse.ProtoReflect.Descriptor instead.
+func (*CommitPointResponse) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *CommitPointResponse) GetPoint() *Point {
+	if x != nil {
+		return x.Point
+	}
+	return nil
+}
+
+type AbortPointRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Op            *Op                    `protobuf:"bytes,1,opt,name=op,proto3" json:"op,omitempty"`
+	Draft         *PointDraft            `protobuf:"bytes,2,opt,name=draft,proto3" json:"draft,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AbortPointRequest) Reset() {
+	*x = AbortPointRequest{}
+	mi := &file_plugin_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AbortPointRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AbortPointRequest) ProtoMessage() {}
+
+func (x *AbortPointRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AbortPointRequest.ProtoReflect.Descriptor instead.
+func (*AbortPointRequest) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *AbortPointRequest) GetOp() *Op {
+	if x != nil {
+		return x.Op
+	}
+	return nil
+}
+
+func (x *AbortPointRequest) GetDraft() *PointDraft {
+	if x != nil {
+		return x.Draft
+	}
+	return nil
+}
+
+type AbortPointResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AbortPointResponse) Reset() {
+	*x = AbortPointResponse{}
+	mi := &file_plugin_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AbortPointResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AbortPointResponse) ProtoMessage() {}
+
+func (x *AbortPointResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AbortPointResponse.ProtoReflect.Descriptor instead.
+func (*AbortPointResponse) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{64}
+}
+
+type OpenPointRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Space         string                 `protobuf:"bytes,1,opt,name=space,proto3" json:"space,omitempty"`
+	Replica       string                 `protobuf:"bytes,2,opt,name=replica,proto3" json:"replica,omitempty"`
+	Point         string                 `protobuf:"bytes,3,opt,name=point,proto3" json:"point,omitempty"`
+	Disk          string                 `protobuf:"bytes,4,opt,name=disk,proto3" json:"disk,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OpenPointRequest) Reset() {
+	*x = OpenPointRequest{}
+	mi := &file_plugin_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OpenPointRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OpenPointRequest) ProtoMessage() {}
+
+func (x *OpenPointRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OpenPointRequest.ProtoReflect.Descriptor instead.
+func (*OpenPointRequest) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *OpenPointRequest) GetSpace() string {
+	if x != nil {
+		return x.Space
+	}
+	return ""
+}
+
+func (x *OpenPointRequest) GetReplica() string {
+	if x != nil {
+		return x.Replica
+	}
+	return ""
+}
+
+func (x *OpenPointRequest) GetPoint() string {
+	if x != nil {
+		return x.Point
+	}
+	return ""
+}
+
+func (x *OpenPointRequest) GetDisk() string {
+	if x != nil {
+		return x.Disk
+	}
+	return ""
+}
+
+type OpenPointResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Disk          *OpenedDisk            `protobuf:"bytes,1,opt,name=disk,proto3" json:"disk,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OpenPointResponse) Reset() {
+	*x = OpenPointResponse{}
+	mi := &file_plugin_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OpenPointResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OpenPointResponse) ProtoMessage() {}
+
+func (x *OpenPointResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OpenPointResponse.ProtoReflect.Descriptor instead.
+func (*OpenPointResponse) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *OpenPointResponse) GetDisk() *OpenedDisk {
+	if x != nil {
+		return x.Disk
+	}
+	return nil
+}
+
+type HoldPointRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Op            *Op                    `protobuf:"bytes,1,opt,name=op,proto3" json:"op,omitempty"`
+	Replica       string                 `protobuf:"bytes,2,opt,name=replica,proto3" json:"replica,omitempty"`
+	Point         string                 `protobuf:"bytes,3,opt,name=point,proto3" json:"point,omitempty"`
+	Holder        string                 `protobuf:"bytes,4,opt,name=holder,proto3" json:"holder,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HoldPointRequest) Reset() {
+	*x = HoldPointRequest{}
+	mi := &file_plugin_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HoldPointRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HoldPointRequest) ProtoMessage() {}
+
+func (x *HoldPointRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HoldPointRequest.ProtoReflect.Descriptor instead.
+func (*HoldPointRequest) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{67}
+}
+
+func (x *HoldPointRequest) GetOp() *Op {
+	if x != nil {
+		return x.Op
+	}
+	return nil
+}
+
+func (x *HoldPointRequest) GetReplica() string {
+	if x != nil {
+		return x.Replica
+	}
+	return ""
+}
+
+func (x *HoldPointRequest) GetPoint() string {
+	if x != nil {
+		return x.Point
+	}
+	return ""
+}
+
+func (x *HoldPointRequest) GetHolder() string {
+	if x != nil {
+		return x.Holder
+	}
+	return ""
+}
+
+type HoldPointResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HoldPointResponse) Reset() {
+	*x = HoldPointResponse{}
+	mi := &file_plugin_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HoldPointResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HoldPointResponse) ProtoMessage() {}
+
+func (x *HoldPointResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HoldPointResponse.ProtoReflect.Descriptor instead.
+func (*HoldPointResponse) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{68}
+}
+
+type ReleasePointRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Op            *Op                    `protobuf:"bytes,1,opt,name=op,proto3" json:"op,omitempty"`
+	Replica       string                 `protobuf:"bytes,2,opt,name=replica,proto3" json:"replica,omitempty"`
+	Point         string                 `protobuf:"bytes,3,opt,name=point,proto3" json:"point,omitempty"`
+	Holder        string                 `protobuf:"bytes,4,opt,name=holder,proto3" json:"holder,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleasePointRequest) Reset() {
+	*x = ReleasePointRequest{}
+	mi := &file_plugin_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleasePointRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleasePointRequest) ProtoMessage() {}
+
+func (x *ReleasePointRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleasePointRequest.ProtoReflect.Descriptor instead.
+func (*ReleasePointRequest) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{69}
+}
+
+func (x *ReleasePointRequest) GetOp() *Op {
+	if x != nil {
+		return x.Op
+	}
+	return nil
+}
+
+func (x *ReleasePointRequest) GetReplica() string {
+	if x != nil {
+		return x.Replica
+	}
+	return ""
+}
+
+func (x *ReleasePointRequest) GetPoint() string {
+	if x != nil {
+		return x.Point
+	}
+	return ""
+}
+
+func (x *ReleasePointRequest) GetHolder() string {
+	if x != nil {
+		return x.Holder
+	}
+	return ""
+}
+
+type ReleasePointResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleasePointResponse) Reset() {
+	*x = ReleasePointResponse{}
+	mi := &file_plugin_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleasePointResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleasePointResponse) ProtoMessage() {}
+
+func (x *ReleasePointResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleasePointResponse.ProtoReflect.Descriptor instead.
+func (*ReleasePointResponse) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{70}
+}
+
+type RemovePointRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Op            *Op                    `protobuf:"bytes,1,opt,name=op,proto3" json:"op,omitempty"`
+	Replica       string                 `protobuf:"bytes,2,opt,name=replica,proto3" json:"replica,omitempty"`
+	Point         string                 `protobuf:"bytes,3,opt,name=point,proto3" json:"point,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemovePointRequest) Reset() {
+	*x = RemovePointRequest{}
+	mi := &file_plugin_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemovePointRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemovePointRequest) ProtoMessage() {}
+
+func (x *RemovePointRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemovePointRequest.ProtoReflect.Descriptor instead.
+func (*RemovePointRequest) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{71}
+}
+
+func (x *RemovePointRequest) GetOp() *Op {
+	if x != nil {
+		return x.Op
+	}
+	return nil
+}
+
+func (x *RemovePointRequest) GetReplica() string {
+	if x != nil {
+		return x.Replica
+	}
+	return ""
+}
+
+func (x *RemovePointRequest) GetPoint() string {
+	if x != nil {
+		return x.Point
+	}
+	return ""
+}
+
+type RemovePointResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemovePointResponse) Reset() {
+	*x = RemovePointResponse{}
+	mi := &file_plugin_proto_msgTypes[72]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemovePointResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemovePointResponse) ProtoMessage() {}
+
+func (x *RemovePointResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[72]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemovePointResponse.ProtoReflect.Descriptor instead.
+func (*RemovePointResponse) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{72}
+}
+
+type RemoveReplicaRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Op            *Op                    `protobuf:"bytes,1,opt,name=op,proto3" json:"op,omitempty"`
+	Replica       string                 `protobuf:"bytes,2,opt,name=replica,proto3" json:"replica,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveReplicaRequest) Reset() {
+	*x = RemoveReplicaRequest{}
+	mi := &file_plugin_proto_msgTypes[73]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveReplicaRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveReplicaRequest) ProtoMessage() {}
+
+func (x *RemoveReplicaRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[73]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveReplicaRequest.ProtoReflect.Descriptor instead.
+func (*RemoveReplicaRequest) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{73}
+}
+
+func (x *RemoveReplicaRequest) GetOp() *Op {
+	if x != nil {
+		return x.Op
+	}
+	return nil
+}
+
+func (x *RemoveReplicaRequest) GetReplica() string {
+	if x != nil {
+		return x.Replica
+	}
+	return ""
+}
+
+type RemoveReplicaResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveReplicaResponse) Reset() {
+	*x = RemoveReplicaResponse{}
+	mi := &file_plugin_proto_msgTypes[74]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveReplicaResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveReplicaResponse) ProtoMessage() {}
+
+func (x *RemoveReplicaResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[74]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveReplicaResponse.ProtoReflect.Descriptor instead.
+func (*RemoveReplicaResponse) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{74}
+}
+
+type Instance struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Space         string                 `protobuf:"bytes,2,opt,name=space,proto3" json:"space,omitempty"`
+	Machine       string                 `protobuf:"bytes,3,opt,name=machine,proto3" json:"machine,omitempty"`
+	Replica       string                 `protobuf:"bytes,4,opt,name=replica,proto3" json:"replica,omitempty"`
+	Point         string                 `protobuf:"bytes,5,opt,name=point,proto3" json:"point,omitempty"`
+	Purpose       string                 `protobuf:"bytes,6,opt,name=purpose,proto3" json:"purpose,omitempty"`
+	State         string                 `protobuf:"bytes,7,opt,name=state,proto3" json:"state,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,8,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	WrittenBytes  int64                  `protobuf:"varint,9,opt,name=written_bytes,json=writtenBytes,proto3" json:"written_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Instance) Reset() {
+	*x = Instance{}
+	mi := &file_plugin_proto_msgTypes[75]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Instance) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Instance) ProtoMessage() {}
+
+func (x *Instance) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[75]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Instance.ProtoReflect.Descriptor instead.
+func (*Instance) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{75}
+}
+
+func (x *Instance) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Instance) GetSpace() string {
+	if x != nil {
+		return x.Space
+	}
+	return ""
+}
+
+func (x *Instance) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
+}
+
+func (x *Instance) GetReplica() string {
+	if x != nil {
+		return x.Replica
+	}
+	return ""
+}
+
+func (x *Instance) GetPoint() string {
+	if x != nil {
+		return x.Point
+	}
+	return ""
+}
+
+func (x *Instance) GetPurpose() string {
+	if x != nil {
+		return x.Purpose
+	}
+	return ""
+}
+
+func (x *Instance) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Instance) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Instance) GetWrittenBytes() int64 {
+	if x != nil {
+		return x.WrittenBytes
+	}
+	return 0
+}
+
+type ActivateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Op            *Op                    `protobuf:"bytes,1,opt,name=op,proto3" json:"op,omitempty"`
+	Replica       string                 `protobuf:"bytes,2,opt,name=replica,proto3" json:"replica,omitempty"`
+	Point         string                 `protobuf:"bytes,3,opt,name=point,proto3" json:"point,omitempty"`
+	Kept          string                 `protobuf:"bytes,4,opt,name=kept,proto3" json:"kept,omitempty"`
+	Purpose       string                 `protobuf:"bytes,5,opt,name=purpose,proto3" json:"purpose,omitempty"`
+	Name          string                 `protobuf:"bytes,6,opt,name=name,proto3" json:"name,omitempty"`
+	Networks      map[string]string      `protobuf:"bytes,7,rep,name=networks,proto3" json:"networks,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Cpus          int32                  `protobuf:"varint,8,opt,name=cpus,proto3" json:"cpus,omitempty"`
+	MemoryBytes   int64                  `protobuf:"varint,9,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ActivateRequest) Reset() {
+	*x = ActivateRequest{}
+	mi := &file_plugin_proto_msgTypes[76]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ActivateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ActivateRequest) ProtoMessage() {}
+
+func (x *ActivateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[76]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ActivateRequest.ProtoReflect.Descriptor instead.
+func (*ActivateRequest) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{76}
+}
+
+func (x *ActivateRequest) GetOp() *Op {
+	if x != nil {
+		return x.Op
+	}
+	return nil
+}
+
+func (x *ActivateRequest) GetReplica() string {
+	if x != nil {
+		return x.Replica
+	}
+	return ""
+}
+
+func (x *ActivateRequest) GetPoint() string {
+	if x != nil {
+		return x.Point
+	}
+	return ""
+}
+
+func (x *ActivateRequest) GetKept() string {
+	if x != nil {
+		return x.Kept
+	}
+	return ""
+}
+
+func (x *ActivateRequest) GetPurpose() string {
+	if x != nil {
+		return x.Purpose
+	}
+	return ""
+}
+
+func (x *ActivateRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ActivateRequest) GetNetworks() map[string]string {
+	if x != nil {
+		return x.Networks
+	}
+	return nil
+}
+
+func (x *ActivateRequest) GetCpus() int32 {
+	if x != nil {
+		return x.Cpus
+	}
+	return 0
+}
+
+func (x *ActivateRequest) GetMemoryBytes() int64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+type ActivateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Instance      *Instance              `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ActivateResponse) Reset() {
+	*x = ActivateResponse{}
+	mi := &file_plugin_proto_msgTypes[77]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ActivateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ActivateResponse) ProtoMessage() {}
+
+func (x *ActivateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[77]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ActivateResponse.ProtoReflect.Descriptor instead.
+func (*ActivateResponse) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{77}
+}
+
+func (x *ActivateResponse) GetInstance() *Instance {
+	if x != nil {
+		return x.Instance
+	}
+	return nil
+}
+
+type InstancesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Space         string                 `protobuf:"bytes,1,opt,name=space,proto3" json:"space,omitempty"` // empty: all
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InstancesRequest) Reset() {
+	*x = InstancesRequest{}
+	mi := &file_plugin_proto_msgTypes[78]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InstancesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InstancesRequest) ProtoMessage() {}
+
+func (x *InstancesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[78]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InstancesRequest.ProtoReflect.Descriptor instead.
+func (*InstancesRequest) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{78}
+}
+
+func (x *InstancesRequest) GetSpace() string {
+	if x != nil {
+		return x.Space
+	}
+	return ""
+}
+
+type InstancesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Instance      *Instance              `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InstancesResponse) Reset() {
+	*x = InstancesResponse{}
+	mi := &file_plugin_proto_msgTypes[79]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InstancesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InstancesResponse) ProtoMessage() {}
+
+func (x *InstancesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[79]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InstancesResponse.ProtoReflect.Descriptor instead.
+func (*InstancesResponse) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{79}
+}
+
+func (x *InstancesResponse) GetInstance() *Instance {
+	if x != nil {
+		return x.Instance
+	}
+	return nil
+}
+
+type DeactivateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Op            *Op                    `protobuf:"bytes,1,opt,name=op,proto3" json:"op,omitempty"`
+	Instance      string                 `protobuf:"bytes,2,opt,name=instance,proto3" json:"instance,omitempty"`
+	Layer         string                 `protobuf:"bytes,3,opt,name=layer,proto3" json:"layer,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeactivateRequest) Reset() {
+	*x = DeactivateRequest{}
+	mi := &file_plugin_proto_msgTypes[80]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeactivateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeactivateRequest) ProtoMessage() {}
+
+func (x *DeactivateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[80]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeactivateRequest.ProtoReflect.Descriptor instead.
+func (*DeactivateRequest) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{80}
+}
+
+func (x *DeactivateRequest) GetOp() *Op {
+	if x != nil {
+		return x.Op
+	}
+	return nil
+}
+
+func (x *DeactivateRequest) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
+func (x *DeactivateRequest) GetLayer() string {
+	if x != nil {
+		return x.Layer
+	}
+	return ""
+}
+
+type DeactivateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeactivateResponse) Reset() {
+	*x = DeactivateResponse{}
+	mi := &file_plugin_proto_msgTypes[81]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeactivateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeactivateResponse) ProtoMessage() {}
+
+func (x *DeactivateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[81]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeactivateResponse.ProtoReflect.Descriptor instead.
+func (*DeactivateResponse) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{81}
+}
+
+type FinalizeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Op            *Op                    `protobuf:"bytes,1,opt,name=op,proto3" json:"op,omitempty"`
+	Instance      string                 `protobuf:"bytes,2,opt,name=instance,proto3" json:"instance,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FinalizeRequest) Reset() {
+	*x = FinalizeRequest{}
+	mi := &file_plugin_proto_msgTypes[82]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FinalizeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FinalizeRequest) ProtoMessage() {}
+
+func (x *FinalizeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[82]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FinalizeRequest.ProtoReflect.Descriptor instead.
+func (*FinalizeRequest) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{82}
+}
+
+func (x *FinalizeRequest) GetOp() *Op {
+	if x != nil {
+		return x.Op
+	}
+	return nil
+}
+
+func (x *FinalizeRequest) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
+type FinalizeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Machine       string                 `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FinalizeResponse) Reset() {
+	*x = FinalizeResponse{}
+	mi := &file_plugin_proto_msgTypes[83]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FinalizeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FinalizeResponse) ProtoMessage() {}
+
+func (x *FinalizeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[83]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FinalizeResponse.ProtoReflect.Descriptor instead.
+func (*FinalizeResponse) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{83}
+}
+
+func (x *FinalizeResponse) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
+}
+
+type ReverseRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Op            *Op                    `protobuf:"bytes,1,opt,name=op,proto3" json:"op,omitempty"`
+	Instance      string                 `protobuf:"bytes,2,opt,name=instance,proto3" json:"instance,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReverseRequest) Reset() {
+	*x = ReverseRequest{}
+	mi := &file_plugin_proto_msgTypes[84]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReverseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReverseRequest) ProtoMessage() {}
+
+func (x *ReverseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[84]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReverseRequest.ProtoReflect.Descriptor instead.
+func (*ReverseRequest) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{84}
+}
+
+func (x *ReverseRequest) GetOp() *Op {
+	if x != nil {
+		return x.Op
+	}
+	return nil
+}
+
+func (x *ReverseRequest) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
+type ReverseResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Machine       string                 `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	Since         map[string][]byte      `protobuf:"bytes,2,rep,name=since,proto3" json:"since,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReverseResponse) Reset() {
+	*x = ReverseResponse{}
+	mi := &file_plugin_proto_msgTypes[85]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReverseResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReverseResponse) ProtoMessage() {}
+
+func (x *ReverseResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[85]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReverseResponse.ProtoReflect.Descriptor instead.
+func (*ReverseResponse) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{85}
+}
+
+func (x *ReverseResponse) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
+}
+
+func (x *ReverseResponse) GetSince() map[string][]byte {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+type Network struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Space         string                 `protobuf:"bytes,2,opt,name=space,proto3" json:"space,omitempty"`
+	Vlan          int32                  `protobuf:"varint,3,opt,name=vlan,proto3" json:"vlan,omitempty"`
+	Uplink        string                 `protobuf:"bytes,4,opt,name=uplink,proto3" json:"uplink,omitempty"`
+	Ours          bool                   `protobuf:"varint,5,opt,name=ours,proto3" json:"ours,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Network) Reset() {
+	*x = Network{}
+	mi := &file_plugin_proto_msgTypes[86]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Network) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Network) ProtoMessage() {}
+
+func (x *Network) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[86]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Network.ProtoReflect.Descriptor instead.
+func (*Network) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{86}
+}
+
+func (x *Network) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Network) GetSpace() string {
+	if x != nil {
+		return x.Space
+	}
+	return ""
+}
+
+func (x *Network) GetVlan() int32 {
+	if x != nil {
+		return x.Vlan
+	}
+	return 0
+}
+
+func (x *Network) GetUplink() string {
+	if x != nil {
+		return x.Uplink
+	}
+	return ""
+}
+
+func (x *Network) GetOurs() bool {
+	if x != nil {
+		return x.Ours
+	}
+	return false
+}
+
+type NetworksRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Space         string                 `protobuf:"bytes,1,opt,name=space,proto3" json:"space,omitempty"` // empty: all
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworksRequest) Reset() {
+	*x = NetworksRequest{}
+	mi := &file_plugin_proto_msgTypes[87]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworksRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworksRequest) ProtoMessage() {}
+
+func (x *NetworksRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[87]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworksRequest.ProtoReflect.Descriptor instead.
+func (*NetworksRequest) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{87}
+}
+
+func (x *NetworksRequest) GetSpace() string {
+	if x != nil {
+		return x.Space
+	}
+	return ""
+}
+
+type NetworksResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Network       *Network               `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworksResponse) Reset() {
+	*x = NetworksResponse{}
+	mi := &file_plugin_proto_msgTypes[88]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworksResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworksResponse) ProtoMessage() {}
+
+func (x *NetworksResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[88]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworksResponse.ProtoReflect.Descriptor instead.
+func (*NetworksResponse) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{88}
+}
+
+func (x *NetworksResponse) GetNetwork() *Network {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+type CreateNetworkRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Op            *Op                    `protobuf:"bytes,1,opt,name=op,proto3" json:"op,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Vlan          int32                  `protobuf:"varint,3,opt,name=vlan,proto3" json:"vlan,omitempty"`
+	Uplink        string                 `protobuf:"bytes,4,opt,name=uplink,proto3" json:"uplink,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateNetworkRequest) Reset() {
+	*x = CreateNetworkRequest{}
+	mi := &file_plugin_proto_msgTypes[89]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateNetworkRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateNetworkRequest) ProtoMessage() {}
+
+func (x *CreateNetworkRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[89]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateNetworkRequest.ProtoReflect.Descriptor instead.
+func (*CreateNetworkRequest) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{89}
+}
+
+func (x *CreateNetworkRequest) GetOp() *Op {
+	if x != nil {
+		return x.Op
+	}
+	return nil
+}
+
+func (x *CreateNetworkRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CreateNetworkRequest) GetVlan() int32 {
+	if x != nil {
+		return x.Vlan
+	}
+	return 0
+}
+
+func (x *CreateNetworkRequest) GetUplink() string {
+	if x != nil {
+		return x.Uplink
+	}
+	return ""
+}
+
+type CreateNetworkResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Network       *Network               `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateNetworkResponse) Reset() {
+	*x = CreateNetworkResponse{}
+	mi := &file_plugin_proto_msgTypes[90]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateNetworkResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateNetworkResponse) ProtoMessage() {}
+
+func (x *CreateNetworkResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[90]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateNetworkResponse.ProtoReflect.Descriptor instead.
+func (*CreateNetworkResponse) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{90}
+}
+
+func (x *CreateNetworkResponse) GetNetwork() *Network {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+type RemoveNetworkRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Op            *Op                    `protobuf:"bytes,1,opt,name=op,proto3" json:"op,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveNetworkRequest) Reset() {
+	*x = RemoveNetworkRequest{}
+	mi := &file_plugin_proto_msgTypes[91]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveNetworkRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveNetworkRequest) ProtoMessage() {}
+
+func (x *RemoveNetworkRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[91]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveNetworkRequest.ProtoReflect.Descriptor instead.
+func (*RemoveNetworkRequest) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{91}
+}
+
+func (x *RemoveNetworkRequest) GetOp() *Op {
+	if x != nil {
+		return x.Op
+	}
+	return nil
+}
+
+func (x *RemoveNetworkRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type RemoveNetworkResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveNetworkResponse) Reset() {
+	*x = RemoveNetworkResponse{}
+	mi := &file_plugin_proto_msgTypes[92]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveNetworkResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveNetworkResponse) ProtoMessage() {}
+
+func (x *RemoveNetworkResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[92]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveNetworkResponse.ProtoReflect.Descriptor instead.
+func (*RemoveNetworkResponse) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{92}
+}
+
+type HostCapacity struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Cpus          int32                  `protobuf:"varint,2,opt,name=cpus,proto3" json:"cpus,omitempty"`
+	MemoryBytes   int64                  `protobuf:"varint,3,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	FreeBytes     int64                  `protobuf:"varint,4,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HostCapacity) Reset() {
+	*x = HostCapacity{}
+	mi := &file_plugin_proto_msgTypes[93]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HostCapacity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HostCapacity) ProtoMessage() {}
+
+func (x *HostCapacity) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[93]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HostCapacity.ProtoReflect.Descriptor instead.
+func (*HostCapacity) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{93}
+}
+
+func (x *HostCapacity) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *HostCapacity) GetCpus() int32 {
+	if x != nil {
+		return x.Cpus
+	}
+	return 0
+}
+
+func (x *HostCapacity) GetMemoryBytes() int64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *HostCapacity) GetFreeBytes() int64 {
+	if x != nil {
+		return x.FreeBytes
+	}
+	return 0
+}
+
+type PoolCapacity struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	SizeBytes     int64                  `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	FreeBytes     int64                  `protobuf:"varint,3,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PoolCapacity) Reset() {
+	*x = PoolCapacity{}
+	mi := &file_plugin_proto_msgTypes[94]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PoolCapacity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PoolCapacity) ProtoMessage() {}
+
+func (x *PoolCapacity) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[94]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PoolCapacity.ProtoReflect.Descriptor instead.
+func (*PoolCapacity) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{94}
+}
+
+func (x *PoolCapacity) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PoolCapacity) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *PoolCapacity) GetFreeBytes() int64 {
+	if x != nil {
+		return x.FreeBytes
+	}
+	return 0
+}
+
+type CapacityRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CapacityRequest) Reset() {
+	*x = CapacityRequest{}
+	mi := &file_plugin_proto_msgTypes[95]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CapacityRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CapacityRequest) ProtoMessage() {}
+
+func (x *CapacityRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[95]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CapacityRequest.ProtoReflect.Descriptor instead.
+func (*CapacityRequest) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{95}
+}
+
+type CapacityResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Hosts         []*HostCapacity        `protobuf:"bytes,1,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	Pools         []*PoolCapacity        `protobuf:"bytes,2,rep,name=pools,proto3" json:"pools,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CapacityResponse) Reset() {
+	*x = CapacityResponse{}
+	mi := &file_plugin_proto_msgTypes[96]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CapacityResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CapacityResponse) ProtoMessage() {}
+
+func (x *CapacityResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[96]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CapacityResponse.ProtoReflect.Descriptor instead.
+func (*CapacityResponse) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{96}
+}
+
+func (x *CapacityResponse) GetHosts() []*HostCapacity {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
+func (x *CapacityResponse) GetPools() []*PoolCapacity {
+	if x != nil {
+		return x.Pools
+	}
+	return nil
+}
+
+type SetLimitsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Op            *Op                    `protobuf:"bytes,1,opt,name=op,proto3" json:"op,omitempty"`
+	Cpus          int32                  `protobuf:"varint,2,opt,name=cpus,proto3" json:"cpus,omitempty"` // 0, as in the two below: no limit
+	MemoryBytes   int64                  `protobuf:"varint,3,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	StorageBytes  map[string]int64       `protobuf:"bytes,4,rep,name=storage_bytes,json=storageBytes,proto3" json:"storage_bytes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetLimitsRequest) Reset() {
+	*x = SetLimitsRequest{}
+	mi := &file_plugin_proto_msgTypes[97]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetLimitsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetLimitsRequest) ProtoMessage() {}
+
+func (x *SetLimitsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[97]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetLimitsRequest.ProtoReflect.Descriptor instead.
+func (*SetLimitsRequest) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{97}
+}
+
+func (x *SetLimitsRequest) GetOp() *Op {
+	if x != nil {
+		return x.Op
+	}
+	return nil
+}
+
+func (x *SetLimitsRequest) GetCpus() int32 {
+	if x != nil {
+		return x.Cpus
+	}
+	return 0
+}
+
+func (x *SetLimitsRequest) GetMemoryBytes() int64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *SetLimitsRequest) GetStorageBytes() map[string]int64 {
+	if x != nil {
+		return x.StorageBytes
+	}
+	return nil
+}
+
+type SetLimitsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cpus          bool                   `protobuf:"varint,1,opt,name=cpus,proto3" json:"cpus,omitempty"` // whether the back-end enforces it, as in the two below
+	Memory        bool                   `protobuf:"varint,2,opt,name=memory,proto3" json:"memory,omitempty"`
+	Storage       bool                   `protobuf:"varint,3,opt,name=storage,proto3" json:"storage,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetLimitsResponse) Reset() {
+	*x = SetLimitsResponse{}
+	mi := &file_plugin_proto_msgTypes[98]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetLimitsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetLimitsResponse) ProtoMessage() {}
+
+func (x *SetLimitsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[98]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetLimitsResponse.ProtoReflect.Descriptor instead.
+func (*SetLimitsResponse) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{98}
+}
+
+func (x *SetLimitsResponse) GetCpus() bool {
+	if x != nil {
+		return x.Cpus
+	}
+	return false
+}
+
+func (x *SetLimitsResponse) GetMemory() bool {
+	if x != nil {
+		return x.Memory
+	}
+	return false
+}
+
+func (x *SetLimitsResponse) GetStorage() bool {
+	if x != nil {
+		return x.Storage
+	}
+	return false
+}
+
+type UsageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Space         string                 `protobuf:"bytes,1,opt,name=space,proto3" json:"space,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UsageRequest) Reset() {
+	*x = UsageRequest{}
+	mi := &file_plugin_proto_msgTypes[99]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UsageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UsageRequest) ProtoMessage() {}
+
+func (x *UsageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[99]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UsageRequest.ProtoReflect.Descriptor instead.
+func (*UsageRequest) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{99}
+}
+
+func (x *UsageRequest) GetSpace() string {
+	if x != nil {
+		return x.Space
+	}
+	return ""
+}
+
+type UsageResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cpus          int32                  `protobuf:"varint,1,opt,name=cpus,proto3" json:"cpus,omitempty"`
+	MemoryBytes   int64                  `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	StorageBytes  map[string]int64       `protobuf:"bytes,3,rep,name=storage_bytes,json=storageBytes,proto3" json:"storage_bytes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UsageResponse) Reset() {
+	*x = UsageResponse{}
+	mi := &file_plugin_proto_msgTypes[100]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UsageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UsageResponse) ProtoMessage() {}
+
+func (x *UsageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[100]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UsageResponse.ProtoReflect.Descriptor instead.
+func (*UsageResponse) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{100}
+}
+
+func (x *UsageResponse) GetCpus() int32 {
+	if x != nil {
+		return x.Cpus
+	}
+	return 0
+}
+
+func (x *UsageResponse) GetMemoryBytes() int64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *UsageResponse) GetStorageBytes() map[string]int64 {
+	if x != nil {
+		return x.StorageBytes
+	}
+	return nil
+}
+
+type ScreenshotRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Space         string                 `protobuf:"bytes,1,opt,name=space,proto3" json:"space,omitempty"`
+	Machine       string                 `protobuf:"bytes,2,opt,name=machine,proto3" json:"machine,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScreenshotRequest) Reset() {
+	*x = ScreenshotRequest{}
+	mi := &file_plugin_proto_msgTypes[101]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScreenshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScreenshotRequest) ProtoMessage() {}
+
+func (x *ScreenshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[101]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScreenshotRequest.ProtoReflect.Descriptor instead.
+func (*ScreenshotRequest) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{101}
+}
+
+func (x *ScreenshotRequest) GetSpace() string {
+	if x != nil {
+		return x.Space
+	}
+	return ""
+}
+
+func (x *ScreenshotRequest) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
+}
+
+type ScreenshotResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Png           []byte                 `protobuf:"bytes,1,opt,name=png,proto3" json:"png,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScreenshotResponse) Reset() {
+	*x = ScreenshotResponse{}
+	mi := &file_plugin_proto_msgTypes[102]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScreenshotResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScreenshotResponse) ProtoMessage() {}
+
+func (x *ScreenshotResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[102]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScreenshotResponse.ProtoReflect.Descriptor instead.
+func (*ScreenshotResponse) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{102}
+}
+
+func (x *ScreenshotResponse) GetPng() []byte {
+	if x != nil {
+		return x.Png
+	}
+	return nil
+}
+
+type GuestInfoRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Space         string                 `protobuf:"bytes,1,opt,name=space,proto3" json:"space,omitempty"`
+	Machine       string                 `protobuf:"bytes,2,opt,name=machine,proto3" json:"machine,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GuestInfoRequest) Reset() {
+	*x = GuestInfoRequest{}
+	mi := &file_plugin_proto_msgTypes[103]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GuestInfoRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GuestInfoRequest) ProtoMessage() {}
+
+func (x *GuestInfoRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[103]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GuestInfoRequest.ProtoReflect.Descriptor instead.
+func (*GuestInfoRequest) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{103}
+}
+
+func (x *GuestInfoRequest) GetSpace() string {
+	if x != nil {
+		return x.Space
+	}
+	return ""
+}
+
+func (x *GuestInfoRequest) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
+}
+
+type GuestInfoResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Hostname      string                 `protobuf:"bytes,1,opt,name=hostname,proto3" json:"hostname,omitempty"`
+	System        string                 `protobuf:"bytes,2,opt,name=system,proto3" json:"system,omitempty"`
+	Interfaces    []*GuestInterface      `protobuf:"bytes,3,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GuestInfoResponse) Reset() {
+	*x = GuestInfoResponse{}
+	mi := &file_plugin_proto_msgTypes[104]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GuestInfoResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GuestInfoResponse) ProtoMessage() {}
+
+func (x *GuestInfoResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[104]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GuestInfoResponse.ProtoReflect.Descriptor instead.
+func (*GuestInfoResponse) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{104}
+}
+
+func (x *GuestInfoResponse) GetHostname() string {
+	if x != nil {
+		return x.Hostname
+	}
+	return ""
+}
+
+func (x *GuestInfoResponse) GetSystem() string {
+	if x != nil {
+		return x.System
+	}
+	return ""
+}
+
+func (x *GuestInfoResponse) GetInterfaces() []*GuestInterface {
+	if x != nil {
+		return x.Interfaces
+	}
+	return nil
+}
+
+type GuestInterface struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Mac           string                 `protobuf:"bytes,2,opt,name=mac,proto3" json:"mac,omitempty"`
+	Addresses     []string               `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"` // such as 192.0.2.7/24, 2001:db8::7/64
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GuestInterface) Reset() {
+	*x = GuestInterface{}
+	mi := &file_plugin_proto_msgTypes[105]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GuestInterface) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GuestInterface) ProtoMessage() {}
+
+func (x *GuestInterface) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[105]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GuestInterface.ProtoReflect.Descriptor instead.
+func (*GuestInterface) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{105}
+}
+
+func (x *GuestInterface) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *GuestInterface) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *GuestInterface) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
 var File_plugin_proto protoreflect.FileDescriptor
 
 const file_plugin_proto_rawDesc = "" +
@@ -2883,7 +6058,225 @@ const file_plugin_proto_rawDesc = "" +
 	"\rWatchResponse\x12\x18\n" +
 	"\amachine\x18\x01 \x01(\tR\amachine\x12-\n" +
 	"\x03now\x18\x02 \x01(\v2\x1b.holdfast.plugin.v1.MachineR\x03now\x12\x12\n" +
-	"\x04beat\x18\x03 \x01(\bR\x04beat2\xc2\f\n" +
+	"\x04beat\x18\x03 \x01(\bR\x04beat\"\xd8\x01\n" +
+	"\aReplica\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05space\x18\x02 \x01(\tR\x05space\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x12\n" +
+	"\x04pool\x18\x04 \x01(\tR\x04pool\x12\x14\n" +
+	"\x05label\x18\x05 \x01(\tR\x05label\x12\x14\n" +
+	"\x05epoch\x18\x06 \x01(\x04R\x05epoch\x12\x1d\n" +
+	"\n" +
+	"max_points\x18\a \x01(\x05R\tmaxPoints\x124\n" +
+	"\x05draft\x18\b \x01(\v2\x1e.holdfast.plugin.v1.PointDraftR\x05draft\"v\n" +
+	"\n" +
+	"PointDraft\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
+	"\areplica\x18\x02 \x01(\tR\areplica\x12\x12\n" +
+	"\x04base\x18\x03 \x01(\tR\x04base\x12\x14\n" +
+	"\x05disks\x18\x04 \x03(\tR\x05disks\x12\x14\n" +
+	"\x05epoch\x18\x05 \x01(\x04R\x05epoch\"\xc1\x01\n" +
+	"\x05Point\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x125\n" +
+	"\amachine\x18\x02 \x01(\v2\x1b.holdfast.plugin.v1.MachineR\amachine\x124\n" +
+	"\x05label\x18\x03 \x01(\v2\x1e.holdfast.plugin.v1.PointLabelR\x05label\x12\x18\n" +
+	"\aholders\x18\x04 \x03(\tR\aholders\x12!\n" +
+	"\fstored_bytes\x18\x05 \x01(\x03R\vstoredBytes\"a\n" +
+	"\n" +
+	"PointLabel\x12\x14\n" +
+	"\x05label\x18\x01 \x01(\tR\x05label\x12!\n" +
+	"\ftaken_micros\x18\x02 \x01(\x03R\vtakenMicros\x12\x1a\n" +
+	"\bachieved\x18\x03 \x01(\tR\bachieved\"'\n" +
+	"\x0fReplicasRequest\x12\x14\n" +
+	"\x05space\x18\x01 \x01(\tR\x05space\"z\n" +
+	"\x10ReplicasResponse\x125\n" +
+	"\areplica\x18\x01 \x01(\v2\x1b.holdfast.plugin.v1.ReplicaR\areplica\x12/\n" +
+	"\x05point\x18\x02 \x01(\v2\x19.holdfast.plugin.v1.PointR\x05point\"\x90\x01\n" +
+	"\x14CreateReplicaRequest\x12&\n" +
+	"\x02op\x18\x01 \x01(\v2\x16.holdfast.plugin.v1.OpR\x02op\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04pool\x18\x03 \x01(\tR\x04pool\x12\x14\n" +
+	"\x05label\x18\x04 \x01(\tR\x05label\x12\x12\n" +
+	"\x04seed\x18\x05 \x01(\tR\x04seed\"\x81\x01\n" +
+	"\x15CreateReplicaResponse\x125\n" +
+	"\areplica\x18\x01 \x01(\v2\x1b.holdfast.plugin.v1.ReplicaR\areplica\x121\n" +
+	"\x06points\x18\x02 \x03(\v2\x19.holdfast.plugin.v1.PointR\x06points\"\xa0\x01\n" +
+	"\x11DraftPointRequest\x12&\n" +
+	"\x02op\x18\x01 \x01(\v2\x16.holdfast.plugin.v1.OpR\x02op\x12\x18\n" +
+	"\areplica\x18\x02 \x01(\tR\areplica\x12\x12\n" +
+	"\x04base\x18\x03 \x01(\tR\x04base\x125\n" +
+	"\amachine\x18\x04 \x01(\v2\x1b.holdfast.plugin.v1.MachineR\amachine\"J\n" +
+	"\x12DraftPointResponse\x124\n" +
+	"\x05draft\x18\x01 \x01(\v2\x1e.holdfast.plugin.v1.PointDraftR\x05draft\"\x8d\x01\n" +
+	"\x19OpenPointDraftDiskRequest\x12&\n" +
+	"\x02op\x18\x01 \x01(\v2\x16.holdfast.plugin.v1.OpR\x02op\x124\n" +
+	"\x05draft\x18\x02 \x01(\v2\x1e.holdfast.plugin.v1.PointDraftR\x05draft\x12\x12\n" +
+	"\x04disk\x18\x03 \x01(\tR\x04disk\"P\n" +
+	"\x1aOpenPointDraftDiskResponse\x122\n" +
+	"\x04disk\x18\x01 \x01(\v2\x1e.holdfast.plugin.v1.OpenedDiskR\x04disk\"\xa8\x01\n" +
+	"\x12CommitPointRequest\x12&\n" +
+	"\x02op\x18\x01 \x01(\v2\x16.holdfast.plugin.v1.OpR\x02op\x124\n" +
+	"\x05draft\x18\x02 \x01(\v2\x1e.holdfast.plugin.v1.PointDraftR\x05draft\x124\n" +
+	"\x05label\x18\x03 \x01(\v2\x1e.holdfast.plugin.v1.PointLabelR\x05label\"F\n" +
+	"\x13CommitPointResponse\x12/\n" +
+	"\x05point\x18\x01 \x01(\v2\x19.holdfast.plugin.v1.PointR\x05point\"q\n" +
+	"\x11AbortPointRequest\x12&\n" +
+	"\x02op\x18\x01 \x01(\v2\x16.holdfast.plugin.v1.OpR\x02op\x124\n" +
+	"\x05draft\x18\x02 \x01(\v2\x1e.holdfast.plugin.v1.PointDraftR\x05draft\"\x14\n" +
+	"\x12AbortPointResponse\"l\n" +
+	"\x10OpenPointRequest\x12\x14\n" +
+	"\x05space\x18\x01 \x01(\tR\x05space\x12\x18\n" +
+	"\areplica\x18\x02 \x01(\tR\areplica\x12\x14\n" +
+	"\x05point\x18\x03 \x01(\tR\x05point\x12\x12\n" +
+	"\x04disk\x18\x04 \x01(\tR\x04disk\"G\n" +
+	"\x11OpenPointResponse\x122\n" +
+	"\x04disk\x18\x01 \x01(\v2\x1e.holdfast.plugin.v1.OpenedDiskR\x04disk\"\x82\x01\n" +
+	"\x10HoldPointRequest\x12&\n" +
+	"\x02op\x18\x01 \x01(\v2\x16.holdfast.plugin.v1.OpR\x02op\x12\x18\n" +
+	"\areplica\x18\x02 \x01(\tR\areplica\x12\x14\n" +
+	"\x05point\x18\x03 \x01(\tR\x05point\x12\x16\n" +
+	"\x06holder\x18\x04 \x01(\tR\x06holder\"\x13\n" +
+	"\x11HoldPointResponse\"\x85\x01\n" +
+	"\x13ReleasePointRequest\x12&\n" +
+	"\x02op\x18\x01 \x01(\v2\x16.holdfast.plugin.v1.OpR\x02op\x12\x18\n" +
+	"\areplica\x18\x02 \x01(\tR\areplica\x12\x14\n" +
+	"\x05point\x18\x03 \x01(\tR\x05point\x12\x16\n" +
+	"\x06holder\x18\x04 \x01(\tR\x06holder\"\x16\n" +
+	"\x14ReleasePointResponse\"l\n" +
+	"\x12RemovePointRequest\x12&\n" +
+	"\x02op\x18\x01 \x01(\v2\x16.holdfast.plugin.v1.OpR\x02op\x12\x18\n" +
+	"\areplica\x18\x02 \x01(\tR\areplica\x12\x14\n" +
+	"\x05point\x18\x03 \x01(\tR\x05point\"\x15\n" +
+	"\x13RemovePointResponse\"X\n" +
+	"\x14RemoveReplicaRequest\x12&\n" +
+	"\x02op\x18\x01 \x01(\v2\x16.holdfast.plugin.v1.OpR\x02op\x12\x18\n" +
+	"\areplica\x18\x02 \x01(\tR\areplica\"\x17\n" +
+	"\x15RemoveReplicaResponse\"\xe5\x01\n" +
+	"\bInstance\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05space\x18\x02 \x01(\tR\x05space\x12\x18\n" +
+	"\amachine\x18\x03 \x01(\tR\amachine\x12\x18\n" +
+	"\areplica\x18\x04 \x01(\tR\areplica\x12\x14\n" +
+	"\x05point\x18\x05 \x01(\tR\x05point\x12\x18\n" +
+	"\apurpose\x18\x06 \x01(\tR\apurpose\x12\x14\n" +
+	"\x05state\x18\a \x01(\tR\x05state\x12\x14\n" +
+	"\x05epoch\x18\b \x01(\x04R\x05epoch\x12#\n" +
+	"\rwritten_bytes\x18\t \x01(\x03R\fwrittenBytes\"\xee\x02\n" +
+	"\x0fActivateRequest\x12&\n" +
+	"\x02op\x18\x01 \x01(\v2\x16.holdfast.plugin.v1.OpR\x02op\x12\x18\n" +
+	"\areplica\x18\x02 \x01(\tR\areplica\x12\x14\n" +
+	"\x05point\x18\x03 \x01(\tR\x05point\x12\x12\n" +
+	"\x04kept\x18\x04 \x01(\tR\x04kept\x12\x18\n" +
+	"\apurpose\x18\x05 \x01(\tR\apurpose\x12\x12\n" +
+	"\x04name\x18\x06 \x01(\tR\x04name\x12M\n" +
+	"\bnetworks\x18\a \x03(\v21.holdfast.plugin.v1.ActivateRequest.NetworksEntryR\bnetworks\x12\x12\n" +
+	"\x04cpus\x18\b \x01(\x05R\x04cpus\x12!\n" +
+	"\fmemory_bytes\x18\t \x01(\x03R\vmemoryBytes\x1a;\n" +
+	"\rNetworksEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"L\n" +
+	"\x10ActivateResponse\x128\n" +
+	"\binstance\x18\x01 \x01(\v2\x1c.holdfast.plugin.v1.InstanceR\binstance\"(\n" +
+	"\x10InstancesRequest\x12\x14\n" +
+	"\x05space\x18\x01 \x01(\tR\x05space\"M\n" +
+	"\x11InstancesResponse\x128\n" +
+	"\binstance\x18\x01 \x01(\v2\x1c.holdfast.plugin.v1.InstanceR\binstance\"m\n" +
+	"\x11DeactivateRequest\x12&\n" +
+	"\x02op\x18\x01 \x01(\v2\x16.holdfast.plugin.v1.OpR\x02op\x12\x1a\n" +
+	"\binstance\x18\x02 \x01(\tR\binstance\x12\x14\n" +
+	"\x05layer\x18\x03 \x01(\tR\x05layer\"\x14\n" +
+	"\x12DeactivateResponse\"U\n" +
+	"\x0fFinalizeRequest\x12&\n" +
+	"\x02op\x18\x01 \x01(\v2\x16.holdfast.plugin.v1.OpR\x02op\x12\x1a\n" +
+	"\binstance\x18\x02 \x01(\tR\binstance\",\n" +
+	"\x10FinalizeResponse\x12\x18\n" +
+	"\amachine\x18\x01 \x01(\tR\amachine\"T\n" +
+	"\x0eReverseRequest\x12&\n" +
+	"\x02op\x18\x01 \x01(\v2\x16.holdfast.plugin.v1.OpR\x02op\x12\x1a\n" +
+	"\binstance\x18\x02 \x01(\tR\binstance\"\xab\x01\n" +
+	"\x0fReverseResponse\x12\x18\n" +
+	"\amachine\x18\x01 \x01(\tR\amachine\x12D\n" +
+	"\x05since\x18\x02 \x03(\v2..holdfast.plugin.v1.ReverseResponse.SinceEntryR\x05since\x1a8\n" +
+	"\n" +
+	"SinceEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"s\n" +
+	"\aNetwork\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05space\x18\x02 \x01(\tR\x05space\x12\x12\n" +
+	"\x04vlan\x18\x03 \x01(\x05R\x04vlan\x12\x16\n" +
+	"\x06uplink\x18\x04 \x01(\tR\x06uplink\x12\x12\n" +
+	"\x04ours\x18\x05 \x01(\bR\x04ours\"'\n" +
+	"\x0fNetworksRequest\x12\x14\n" +
+	"\x05space\x18\x01 \x01(\tR\x05space\"I\n" +
+	"\x10NetworksResponse\x125\n" +
+	"\anetwork\x18\x01 \x01(\v2\x1b.holdfast.plugin.v1.NetworkR\anetwork\"~\n" +
+	"\x14CreateNetworkRequest\x12&\n" +
+	"\x02op\x18\x01 \x01(\v2\x16.holdfast.plugin.v1.OpR\x02op\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04vlan\x18\x03 \x01(\x05R\x04vlan\x12\x16\n" +
+	"\x06uplink\x18\x04 \x01(\tR\x06uplink\"N\n" +
+	"\x15CreateNetworkResponse\x125\n" +
+	"\anetwork\x18\x01 \x01(\v2\x1b.holdfast.plugin.v1.NetworkR\anetwork\"R\n" +
+	"\x14RemoveNetworkRequest\x12&\n" +
+	"\x02op\x18\x01 \x01(\v2\x16.holdfast.plugin.v1.OpR\x02op\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"\x17\n" +
+	"\x15RemoveNetworkResponse\"x\n" +
+	"\fHostCapacity\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04cpus\x18\x02 \x01(\x05R\x04cpus\x12!\n" +
+	"\fmemory_bytes\x18\x03 \x01(\x03R\vmemoryBytes\x12\x1d\n" +
+	"\n" +
+	"free_bytes\x18\x04 \x01(\x03R\tfreeBytes\"`\n" +
+	"\fPoolCapacity\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x02 \x01(\x03R\tsizeBytes\x12\x1d\n" +
+	"\n" +
+	"free_bytes\x18\x03 \x01(\x03R\tfreeBytes\"\x11\n" +
+	"\x0fCapacityRequest\"\x82\x01\n" +
+	"\x10CapacityResponse\x126\n" +
+	"\x05hosts\x18\x01 \x03(\v2 .holdfast.plugin.v1.HostCapacityR\x05hosts\x126\n" +
+	"\x05pools\x18\x02 \x03(\v2 .holdfast.plugin.v1.PoolCapacityR\x05pools\"\x8f\x02\n" +
+	"\x10SetLimitsRequest\x12&\n" +
+	"\x02op\x18\x01 \x01(\v2\x16.holdfast.plugin.v1.OpR\x02op\x12\x12\n" +
+	"\x04cpus\x18\x02 \x01(\x05R\x04cpus\x12!\n" +
+	"\fmemory_bytes\x18\x03 \x01(\x03R\vmemoryBytes\x12[\n" +
+	"\rstorage_bytes\x18\x04 \x03(\v26.holdfast.plugin.v1.SetLimitsRequest.StorageBytesEntryR\fstorageBytes\x1a?\n" +
+	"\x11StorageBytesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"Y\n" +
+	"\x11SetLimitsResponse\x12\x12\n" +
+	"\x04cpus\x18\x01 \x01(\bR\x04cpus\x12\x16\n" +
+	"\x06memory\x18\x02 \x01(\bR\x06memory\x12\x18\n" +
+	"\astorage\x18\x03 \x01(\bR\astorage\"$\n" +
+	"\fUsageRequest\x12\x14\n" +
+	"\x05space\x18\x01 \x01(\tR\x05space\"\xe1\x01\n" +
+	"\rUsageResponse\x12\x12\n" +
+	"\x04cpus\x18\x01 \x01(\x05R\x04cpus\x12!\n" +
+	"\fmemory_bytes\x18\x02 \x01(\x03R\vmemoryBytes\x12X\n" +
+	"\rstorage_bytes\x18\x03 \x03(\v23.holdfast.plugin.v1.UsageResponse.StorageBytesEntryR\fstorageBytes\x1a?\n" +
+	"\x11StorageBytesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"C\n" +
+	"\x11ScreenshotRequest\x12\x14\n" +
+	"\x05space\x18\x01 \x01(\tR\x05space\x12\x18\n" +
+	"\amachine\x18\x02 \x01(\tR\amachine\"&\n" +
+	"\x12ScreenshotResponse\x12\x10\n" +
+	"\x03png\x18\x01 \x01(\fR\x03png\"B\n" +
+	"\x10GuestInfoRequest\x12\x14\n" +
+	"\x05space\x18\x01 \x01(\tR\x05space\x12\x18\n" +
+	"\amachine\x18\x02 \x01(\tR\amachine\"\x8b\x01\n" +
+	"\x11GuestInfoResponse\x12\x1a\n" +
+	"\bhostname\x18\x01 \x01(\tR\bhostname\x12\x16\n" +
+	"\x06system\x18\x02 \x01(\tR\x06system\x12B\n" +
+	"\n" +
+	"interfaces\x18\x03 \x03(\v2\".holdfast.plugin.v1.GuestInterfaceR\n" +
+	"interfaces\"T\n" +
+	"\x0eGuestInterface\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x1c\n" +
+	"\taddresses\x18\x03 \x03(\tR\taddresses2\x83\x1e\n" +
 	"\rPluginService\x12U\n" +
 	"\bDescribe\x12#.holdfast.plugin.v1.DescribeRequest\x1a$.holdfast.plugin.v1.DescribeResponse\x12X\n" +
 	"\tConfigure\x12$.holdfast.plugin.v1.ConfigureRequest\x1a%.holdfast.plugin.v1.ConfigureResponse\x12W\n" +
@@ -2902,7 +6295,35 @@ const file_plugin_proto_rawDesc = "" +
 	"AbortDraft\x12%.holdfast.plugin.v1.AbortDraftRequest\x1a&.holdfast.plugin.v1.AbortDraftResponse\x12L\n" +
 	"\x05Start\x12 .holdfast.plugin.v1.StartRequest\x1a!.holdfast.plugin.v1.StartResponse\x12I\n" +
 	"\x04Stop\x12\x1f.holdfast.plugin.v1.StopRequest\x1a .holdfast.plugin.v1.StopResponse\x12N\n" +
-	"\x05Watch\x12 .holdfast.plugin.v1.WatchRequest\x1a!.holdfast.plugin.v1.WatchResponse0\x01\x12X\n" +
+	"\x05Watch\x12 .holdfast.plugin.v1.WatchRequest\x1a!.holdfast.plugin.v1.WatchResponse0\x01\x12W\n" +
+	"\bReplicas\x12#.holdfast.plugin.v1.ReplicasRequest\x1a$.holdfast.plugin.v1.ReplicasResponse0\x01\x12d\n" +
+	"\rCreateReplica\x12(.holdfast.plugin.v1.CreateReplicaRequest\x1a).holdfast.plugin.v1.CreateReplicaResponse\x12[\n" +
+	"\n" +
+	"DraftPoint\x12%.holdfast.plugin.v1.DraftPointRequest\x1a&.holdfast.plugin.v1.DraftPointResponse\x12s\n" +
+	"\x12OpenPointDraftDisk\x12-.holdfast.plugin.v1.OpenPointDraftDiskRequest\x1a..holdfast.plugin.v1.OpenPointDraftDiskResponse\x12^\n" +
+	"\vCommitPoint\x12&.holdfast.plugin.v1.CommitPointRequest\x1a'.holdfast.plugin.v1.CommitPointResponse\x12[\n" +
+	"\n" +
+	"AbortPoint\x12%.holdfast.plugin.v1.AbortPointRequest\x1a&.holdfast.plugin.v1.AbortPointResponse\x12X\n" +
+	"\tOpenPoint\x12$.holdfast.plugin.v1.OpenPointRequest\x1a%.holdfast.plugin.v1.OpenPointResponse\x12X\n" +
+	"\tHoldPoint\x12$.holdfast.plugin.v1.HoldPointRequest\x1a%.holdfast.plugin.v1.HoldPointResponse\x12a\n" +
+	"\fReleasePoint\x12'.holdfast.plugin.v1.ReleasePointRequest\x1a(.holdfast.plugin.v1.ReleasePointResponse\x12^\n" +
+	"\vRemovePoint\x12&.holdfast.plugin.v1.RemovePointRequest\x1a'.holdfast.plugin.v1.RemovePointResponse\x12d\n" +
+	"\rRemoveReplica\x12(.holdfast.plugin.v1.RemoveReplicaRequest\x1a).holdfast.plugin.v1.RemoveReplicaResponse\x12U\n" +
+	"\bActivate\x12#.holdfast.plugin.v1.ActivateRequest\x1a$.holdfast.plugin.v1.ActivateResponse\x12Z\n" +
+	"\tInstances\x12$.holdfast.plugin.v1.InstancesRequest\x1a%.holdfast.plugin.v1.InstancesResponse0\x01\x12[\n" +
+	"\n" +
+	"Deactivate\x12%.holdfast.plugin.v1.DeactivateRequest\x1a&.holdfast.plugin.v1.DeactivateResponse\x12U\n" +
+	"\bFinalize\x12#.holdfast.plugin.v1.FinalizeRequest\x1a$.holdfast.plugin.v1.FinalizeResponse\x12R\n" +
+	"\aReverse\x12\".holdfast.plugin.v1.ReverseRequest\x1a#.holdfast.plugin.v1.ReverseResponse\x12W\n" +
+	"\bNetworks\x12#.holdfast.plugin.v1.NetworksRequest\x1a$.holdfast.plugin.v1.NetworksResponse0\x01\x12d\n" +
+	"\rCreateNetwork\x12(.holdfast.plugin.v1.CreateNetworkRequest\x1a).holdfast.plugin.v1.CreateNetworkResponse\x12d\n" +
+	"\rRemoveNetwork\x12(.holdfast.plugin.v1.RemoveNetworkRequest\x1a).holdfast.plugin.v1.RemoveNetworkResponse\x12U\n" +
+	"\bCapacity\x12#.holdfast.plugin.v1.CapacityRequest\x1a$.holdfast.plugin.v1.CapacityResponse\x12X\n" +
+	"\tSetLimits\x12$.holdfast.plugin.v1.SetLimitsRequest\x1a%.holdfast.plugin.v1.SetLimitsResponse\x12L\n" +
+	"\x05Usage\x12 .holdfast.plugin.v1.UsageRequest\x1a!.holdfast.plugin.v1.UsageResponse\x12[\n" +
+	"\n" +
+	"Screenshot\x12%.holdfast.plugin.v1.ScreenshotRequest\x1a&.holdfast.plugin.v1.ScreenshotResponse\x12X\n" +
+	"\tGuestInfo\x12$.holdfast.plugin.v1.GuestInfoRequest\x1a%.holdfast.plugin.v1.GuestInfoResponse\x12X\n" +
 	"\tCloseDisk\x12$.holdfast.plugin.v1.CloseDiskRequest\x1a%.holdfast.plugin.v1.CloseDiskResponseB8Z6github.com/holdfast-dr/holdfast/sdk/plugin/v1;pluginv1b\x06proto3"
 
 var (
@@ -2917,136 +6338,288 @@ func file_plugin_proto_rawDescGZIP() []byte {
 	return file_plugin_proto_rawDescData
 }
 
-var file_plugin_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
+var file_plugin_proto_msgTypes = make([]protoimpl.MessageInfo, 113)
 var file_plugin_proto_goTypes = []any{
-	(*Error)(nil),                 // 0: holdfast.plugin.v1.Error
-	(*DescribeRequest)(nil),       // 1: holdfast.plugin.v1.DescribeRequest
-	(*DescribeResponse)(nil),      // 2: holdfast.plugin.v1.DescribeResponse
-	(*ConfigureRequest)(nil),      // 3: holdfast.plugin.v1.ConfigureRequest
-	(*ConfigureResponse)(nil),     // 4: holdfast.plugin.v1.ConfigureResponse
-	(*Op)(nil),                    // 5: holdfast.plugin.v1.Op
-	(*Machine)(nil),               // 6: holdfast.plugin.v1.Machine
-	(*Disk)(nil),                  // 7: holdfast.plugin.v1.Disk
-	(*NIC)(nil),                   // 8: holdfast.plugin.v1.NIC
-	(*Extent)(nil),                // 9: holdfast.plugin.v1.Extent
-	(*MachinesRequest)(nil),       // 10: holdfast.plugin.v1.MachinesRequest
-	(*MachinesResponse)(nil),      // 11: holdfast.plugin.v1.MachinesResponse
-	(*ProbeRequest)(nil),          // 12: holdfast.plugin.v1.ProbeRequest
-	(*ProbeResponse)(nil),         // 13: holdfast.plugin.v1.ProbeResponse
-	(*Finding)(nil),               // 14: holdfast.plugin.v1.Finding
-	(*CancelRequest)(nil),         // 15: holdfast.plugin.v1.CancelRequest
-	(*CancelResponse)(nil),        // 16: holdfast.plugin.v1.CancelResponse
-	(*SnapshotRequest)(nil),       // 17: holdfast.plugin.v1.SnapshotRequest
-	(*DiskList)(nil),              // 18: holdfast.plugin.v1.DiskList
-	(*SnapshotResponse)(nil),      // 19: holdfast.plugin.v1.SnapshotResponse
-	(*Snapshot)(nil),              // 20: holdfast.plugin.v1.Snapshot
-	(*OpenDiskRequest)(nil),       // 21: holdfast.plugin.v1.OpenDiskRequest
-	(*OpenDiskResponse)(nil),      // 22: holdfast.plugin.v1.OpenDiskResponse
-	(*OpenedDisk)(nil),            // 23: holdfast.plugin.v1.OpenedDisk
-	(*Address)(nil),               // 24: holdfast.plugin.v1.Address
-	(*AddressTLS)(nil),            // 25: holdfast.plugin.v1.AddressTLS
-	(*EndSnapshotRequest)(nil),    // 26: holdfast.plugin.v1.EndSnapshotRequest
-	(*EndSnapshotResponse)(nil),   // 27: holdfast.plugin.v1.EndSnapshotResponse
-	(*ChangedRequest)(nil),        // 28: holdfast.plugin.v1.ChangedRequest
-	(*ChangedResponse)(nil),       // 29: holdfast.plugin.v1.ChangedResponse
-	(*ReleaseMarkRequest)(nil),    // 30: holdfast.plugin.v1.ReleaseMarkRequest
-	(*ReleaseMarkResponse)(nil),   // 31: holdfast.plugin.v1.ReleaseMarkResponse
-	(*CreateDraftRequest)(nil),    // 32: holdfast.plugin.v1.CreateDraftRequest
-	(*CreateDraftResponse)(nil),   // 33: holdfast.plugin.v1.CreateDraftResponse
-	(*Draft)(nil),                 // 34: holdfast.plugin.v1.Draft
-	(*OpenDraftDiskRequest)(nil),  // 35: holdfast.plugin.v1.OpenDraftDiskRequest
-	(*OpenDraftDiskResponse)(nil), // 36: holdfast.plugin.v1.OpenDraftDiskResponse
-	(*CommitDraftRequest)(nil),    // 37: holdfast.plugin.v1.CommitDraftRequest
-	(*CommitDraftResponse)(nil),   // 38: holdfast.plugin.v1.CommitDraftResponse
-	(*AbortDraftRequest)(nil),     // 39: holdfast.plugin.v1.AbortDraftRequest
-	(*AbortDraftResponse)(nil),    // 40: holdfast.plugin.v1.AbortDraftResponse
-	(*StartRequest)(nil),          // 41: holdfast.plugin.v1.StartRequest
-	(*StartResponse)(nil),         // 42: holdfast.plugin.v1.StartResponse
-	(*StopRequest)(nil),           // 43: holdfast.plugin.v1.StopRequest
-	(*StopResponse)(nil),          // 44: holdfast.plugin.v1.StopResponse
-	(*CloseDiskRequest)(nil),      // 45: holdfast.plugin.v1.CloseDiskRequest
-	(*CloseDiskResponse)(nil),     // 46: holdfast.plugin.v1.CloseDiskResponse
-	(*WatchRequest)(nil),          // 47: holdfast.plugin.v1.WatchRequest
-	(*WatchResponse)(nil),         // 48: holdfast.plugin.v1.WatchResponse
-	nil,                           // 49: holdfast.plugin.v1.SnapshotRequest.SinceEntry
-	nil,                           // 50: holdfast.plugin.v1.Snapshot.MarksEntry
-	nil,                           // 51: holdfast.plugin.v1.CreateDraftRequest.NetworksEntry
+	(*Error)(nil),                      // 0: holdfast.plugin.v1.Error
+	(*DescribeRequest)(nil),            // 1: holdfast.plugin.v1.DescribeRequest
+	(*DescribeResponse)(nil),           // 2: holdfast.plugin.v1.DescribeResponse
+	(*ConfigureRequest)(nil),           // 3: holdfast.plugin.v1.ConfigureRequest
+	(*ConfigureResponse)(nil),          // 4: holdfast.plugin.v1.ConfigureResponse
+	(*Op)(nil),                         // 5: holdfast.plugin.v1.Op
+	(*Machine)(nil),                    // 6: holdfast.plugin.v1.Machine
+	(*Disk)(nil),                       // 7: holdfast.plugin.v1.Disk
+	(*NIC)(nil),                        // 8: holdfast.plugin.v1.NIC
+	(*Extent)(nil),                     // 9: holdfast.plugin.v1.Extent
+	(*MachinesRequest)(nil),            // 10: holdfast.plugin.v1.MachinesRequest
+	(*MachinesResponse)(nil),           // 11: holdfast.plugin.v1.MachinesResponse
+	(*ProbeRequest)(nil),               // 12: holdfast.plugin.v1.ProbeRequest
+	(*ProbeResponse)(nil),              // 13: holdfast.plugin.v1.ProbeResponse
+	(*Finding)(nil),                    // 14: holdfast.plugin.v1.Finding
+	(*CancelRequest)(nil),              // 15: holdfast.plugin.v1.CancelRequest
+	(*CancelResponse)(nil),             // 16: holdfast.plugin.v1.CancelResponse
+	(*SnapshotRequest)(nil),            // 17: holdfast.plugin.v1.SnapshotRequest
+	(*DiskList)(nil),                   // 18: holdfast.plugin.v1.DiskList
+	(*SnapshotResponse)(nil),           // 19: holdfast.plugin.v1.SnapshotResponse
+	(*Snapshot)(nil),                   // 20: holdfast.plugin.v1.Snapshot
+	(*OpenDiskRequest)(nil),            // 21: holdfast.plugin.v1.OpenDiskRequest
+	(*OpenDiskResponse)(nil),           // 22: holdfast.plugin.v1.OpenDiskResponse
+	(*OpenedDisk)(nil),                 // 23: holdfast.plugin.v1.OpenedDisk
+	(*Address)(nil),                    // 24: holdfast.plugin.v1.Address
+	(*AddressTLS)(nil),                 // 25: holdfast.plugin.v1.AddressTLS
+	(*EndSnapshotRequest)(nil),         // 26: holdfast.plugin.v1.EndSnapshotRequest
+	(*EndSnapshotResponse)(nil),        // 27: holdfast.plugin.v1.EndSnapshotResponse
+	(*ChangedRequest)(nil),             // 28: holdfast.plugin.v1.ChangedRequest
+	(*ChangedResponse)(nil),            // 29: holdfast.plugin.v1.ChangedResponse
+	(*ReleaseMarkRequest)(nil),         // 30: holdfast.plugin.v1.ReleaseMarkRequest
+	(*ReleaseMarkResponse)(nil),        // 31: holdfast.plugin.v1.ReleaseMarkResponse
+	(*CreateDraftRequest)(nil),         // 32: holdfast.plugin.v1.CreateDraftRequest
+	(*CreateDraftResponse)(nil),        // 33: holdfast.plugin.v1.CreateDraftResponse
+	(*Draft)(nil),                      // 34: holdfast.plugin.v1.Draft
+	(*OpenDraftDiskRequest)(nil),       // 35: holdfast.plugin.v1.OpenDraftDiskRequest
+	(*OpenDraftDiskResponse)(nil),      // 36: holdfast.plugin.v1.OpenDraftDiskResponse
+	(*CommitDraftRequest)(nil),         // 37: holdfast.plugin.v1.CommitDraftRequest
+	(*CommitDraftResponse)(nil),        // 38: holdfast.plugin.v1.CommitDraftResponse
+	(*AbortDraftRequest)(nil),          // 39: holdfast.plugin.v1.AbortDraftRequest
+	(*AbortDraftResponse)(nil),         // 40: holdfast.plugin.v1.AbortDraftResponse
+	(*StartRequest)(nil),               // 41: holdfast.plugin.v1.StartRequest
+	(*StartResponse)(nil),              // 42: holdfast.plugin.v1.StartResponse
+	(*StopRequest)(nil),                // 43: holdfast.plugin.v1.StopRequest
+	(*StopResponse)(nil),               // 44: holdfast.plugin.v1.StopResponse
+	(*CloseDiskRequest)(nil),           // 45: holdfast.plugin.v1.CloseDiskRequest
+	(*CloseDiskResponse)(nil),          // 46: holdfast.plugin.v1.CloseDiskResponse
+	(*WatchRequest)(nil),               // 47: holdfast.plugin.v1.WatchRequest
+	(*WatchResponse)(nil),              // 48: holdfast.plugin.v1.WatchResponse
+	(*Replica)(nil),                    // 49: holdfast.plugin.v1.Replica
+	(*PointDraft)(nil),                 // 50: holdfast.plugin.v1.PointDraft
+	(*Point)(nil),                      // 51: holdfast.plugin.v1.Point
+	(*PointLabel)(nil),                 // 52: holdfast.plugin.v1.PointLabel
+	(*ReplicasRequest)(nil),            // 53: holdfast.plugin.v1.ReplicasRequest
+	(*ReplicasResponse)(nil),           // 54: holdfast.plugin.v1.ReplicasResponse
+	(*CreateReplicaRequest)(nil),       // 55: holdfast.plugin.v1.CreateReplicaRequest
+	(*CreateReplicaResponse)(nil),      // 56: holdfast.plugin.v1.CreateReplicaResponse
+	(*DraftPointRequest)(nil),          // 57: holdfast.plugin.v1.DraftPointRequest
+	(*DraftPointResponse)(nil),         // 58: holdfast.plugin.v1.DraftPointResponse
+	(*OpenPointDraftDiskRequest)(nil),  // 59: holdfast.plugin.v1.OpenPointDraftDiskRequest
+	(*OpenPointDraftDiskResponse)(nil), // 60: holdfast.plugin.v1.OpenPointDraftDiskResponse
+	(*CommitPointRequest)(nil),         // 61: holdfast.plugin.v1.CommitPointRequest
+	(*CommitPointResponse)(nil),        // 62: holdfast.plugin.v1.CommitPointResponse
+	(*AbortPointRequest)(nil),          // 63: holdfast.plugin.v1.AbortPointRequest
+	(*AbortPointResponse)(nil),         // 64: holdfast.plugin.v1.AbortPointResponse
+	(*OpenPointRequest)(nil),           // 65: holdfast.plugin.v1.OpenPointRequest
+	(*OpenPointResponse)(nil),          // 66: holdfast.plugin.v1.OpenPointResponse
+	(*HoldPointRequest)(nil),           // 67: holdfast.plugin.v1.HoldPointRequest
+	(*HoldPointResponse)(nil),          // 68: holdfast.plugin.v1.HoldPointResponse
+	(*ReleasePointRequest)(nil),        // 69: holdfast.plugin.v1.ReleasePointRequest
+	(*ReleasePointResponse)(nil),       // 70: holdfast.plugin.v1.ReleasePointResponse
+	(*RemovePointRequest)(nil),         // 71: holdfast.plugin.v1.RemovePointRequest
+	(*RemovePointResponse)(nil),        // 72: holdfast.plugin.v1.RemovePointResponse
+	(*RemoveReplicaRequest)(nil),       // 73: holdfast.plugin.v1.RemoveReplicaRequest
+	(*RemoveReplicaResponse)(nil),      // 74: holdfast.plugin.v1.RemoveReplicaResponse
+	(*Instance)(nil),                   // 75: holdfast.plugin.v1.Instance
+	(*ActivateRequest)(nil),            // 76: holdfast.plugin.v1.ActivateRequest
+	(*ActivateResponse)(nil),           // 77: holdfast.plugin.v1.ActivateResponse
+	(*InstancesRequest)(nil),           // 78: holdfast.plugin.v1.InstancesRequest
+	(*InstancesResponse)(nil),          // 79: holdfast.plugin.v1.InstancesResponse
+	(*DeactivateRequest)(nil),          // 80: holdfast.plugin.v1.DeactivateRequest
+	(*DeactivateResponse)(nil),         // 81: holdfast.plugin.v1.DeactivateResponse
+	(*FinalizeRequest)(nil),            // 82: holdfast.plugin.v1.FinalizeRequest
+	(*FinalizeResponse)(nil),           // 83: holdfast.plugin.v1.FinalizeResponse
+	(*ReverseRequest)(nil),             // 84: holdfast.plugin.v1.ReverseRequest
+	(*ReverseResponse)(nil),            // 85: holdfast.plugin.v1.ReverseResponse
+	(*Network)(nil),                    // 86: holdfast.plugin.v1.Network
+	(*NetworksRequest)(nil),            // 87: holdfast.plugin.v1.NetworksRequest
+	(*NetworksResponse)(nil),           // 88: holdfast.plugin.v1.NetworksResponse
+	(*CreateNetworkRequest)(nil),       // 89: holdfast.plugin.v1.CreateNetworkRequest
+	(*CreateNetworkResponse)(nil),      // 90: holdfast.plugin.v1.CreateNetworkResponse
+	(*RemoveNetworkRequest)(nil),       // 91: holdfast.plugin.v1.RemoveNetworkRequest
+	(*RemoveNetworkResponse)(nil),      // 92: holdfast.plugin.v1.RemoveNetworkResponse
+	(*HostCapacity)(nil),               // 93: holdfast.plugin.v1.HostCapacity
+	(*PoolCapacity)(nil),               // 94: holdfast.plugin.v1.PoolCapacity
+	(*CapacityRequest)(nil),            // 95: holdfast.plugin.v1.CapacityRequest
+	(*CapacityResponse)(nil),           // 96: holdfast.plugin.v1.CapacityResponse
+	(*SetLimitsRequest)(nil),           // 97: holdfast.plugin.v1.SetLimitsRequest
+	(*SetLimitsResponse)(nil),          // 98: holdfast.plugin.v1.SetLimitsResponse
+	(*UsageRequest)(nil),               // 99: holdfast.plugin.v1.UsageRequest
+	(*UsageResponse)(nil),              // 100: holdfast.plugin.v1.UsageResponse
+	(*ScreenshotRequest)(nil),          // 101: holdfast.plugin.v1.ScreenshotRequest
+	(*ScreenshotResponse)(nil),         // 102: holdfast.plugin.v1.ScreenshotResponse
+	(*GuestInfoRequest)(nil),           // 103: holdfast.plugin.v1.GuestInfoRequest
+	(*GuestInfoResponse)(nil),          // 104: holdfast.plugin.v1.GuestInfoResponse
+	(*GuestInterface)(nil),             // 105: holdfast.plugin.v1.GuestInterface
+	nil,                                // 106: holdfast.plugin.v1.SnapshotRequest.SinceEntry
+	nil,                                // 107: holdfast.plugin.v1.Snapshot.MarksEntry
+	nil,                                // 108: holdfast.plugin.v1.CreateDraftRequest.NetworksEntry
+	nil,                                // 109: holdfast.plugin.v1.ActivateRequest.NetworksEntry
+	nil,                                // 110: holdfast.plugin.v1.ReverseResponse.SinceEntry
+	nil,                                // 111: holdfast.plugin.v1.SetLimitsRequest.StorageBytesEntry
+	nil,                                // 112: holdfast.plugin.v1.UsageResponse.StorageBytesEntry
 }
 var file_plugin_proto_depIdxs = []int32{
-	7,  // 0: holdfast.plugin.v1.Machine.disks:type_name -> holdfast.plugin.v1.Disk
-	8,  // 1: holdfast.plugin.v1.Machine.nics:type_name -> holdfast.plugin.v1.NIC
-	6,  // 2: holdfast.plugin.v1.MachinesResponse.machine:type_name -> holdfast.plugin.v1.Machine
-	14, // 3: holdfast.plugin.v1.ProbeResponse.findings:type_name -> holdfast.plugin.v1.Finding
-	5,  // 4: holdfast.plugin.v1.SnapshotRequest.op:type_name -> holdfast.plugin.v1.Op
-	18, // 5: holdfast.plugin.v1.SnapshotRequest.disks:type_name -> holdfast.plugin.v1.DiskList
-	49, // 6: holdfast.plugin.v1.SnapshotRequest.since:type_name -> holdfast.plugin.v1.SnapshotRequest.SinceEntry
-	20, // 7: holdfast.plugin.v1.SnapshotResponse.snapshot:type_name -> holdfast.plugin.v1.Snapshot
-	6,  // 8: holdfast.plugin.v1.Snapshot.machine:type_name -> holdfast.plugin.v1.Machine
-	50, // 9: holdfast.plugin.v1.Snapshot.marks:type_name -> holdfast.plugin.v1.Snapshot.MarksEntry
-	20, // 10: holdfast.plugin.v1.OpenDiskRequest.snapshot:type_name -> holdfast.plugin.v1.Snapshot
-	23, // 11: holdfast.plugin.v1.OpenDiskResponse.disk:type_name -> holdfast.plugin.v1.OpenedDisk
-	24, // 12: holdfast.plugin.v1.OpenedDisk.address:type_name -> holdfast.plugin.v1.Address
-	25, // 13: holdfast.plugin.v1.Address.tls:type_name -> holdfast.plugin.v1.AddressTLS
-	5,  // 14: holdfast.plugin.v1.EndSnapshotRequest.op:type_name -> holdfast.plugin.v1.Op
-	20, // 15: holdfast.plugin.v1.EndSnapshotRequest.snapshot:type_name -> holdfast.plugin.v1.Snapshot
-	20, // 16: holdfast.plugin.v1.ChangedRequest.snapshot:type_name -> holdfast.plugin.v1.Snapshot
-	9,  // 17: holdfast.plugin.v1.ChangedResponse.extents:type_name -> holdfast.plugin.v1.Extent
-	5,  // 18: holdfast.plugin.v1.ReleaseMarkRequest.op:type_name -> holdfast.plugin.v1.Op
-	5,  // 19: holdfast.plugin.v1.CreateDraftRequest.op:type_name -> holdfast.plugin.v1.Op
-	6,  // 20: holdfast.plugin.v1.CreateDraftRequest.machine:type_name -> holdfast.plugin.v1.Machine
-	51, // 21: holdfast.plugin.v1.CreateDraftRequest.networks:type_name -> holdfast.plugin.v1.CreateDraftRequest.NetworksEntry
-	34, // 22: holdfast.plugin.v1.CreateDraftResponse.draft:type_name -> holdfast.plugin.v1.Draft
-	5,  // 23: holdfast.plugin.v1.OpenDraftDiskRequest.op:type_name -> holdfast.plugin.v1.Op
-	34, // 24: holdfast.plugin.v1.OpenDraftDiskRequest.draft:type_name -> holdfast.plugin.v1.Draft
-	23, // 25: holdfast.plugin.v1.OpenDraftDiskResponse.disk:type_name -> holdfast.plugin.v1.OpenedDisk
-	5,  // 26: holdfast.plugin.v1.CommitDraftRequest.op:type_name -> holdfast.plugin.v1.Op
-	34, // 27: holdfast.plugin.v1.CommitDraftRequest.draft:type_name -> holdfast.plugin.v1.Draft
-	5,  // 28: holdfast.plugin.v1.AbortDraftRequest.op:type_name -> holdfast.plugin.v1.Op
-	34, // 29: holdfast.plugin.v1.AbortDraftRequest.draft:type_name -> holdfast.plugin.v1.Draft
-	5,  // 30: holdfast.plugin.v1.StartRequest.op:type_name -> holdfast.plugin.v1.Op
-	5,  // 31: holdfast.plugin.v1.StopRequest.op:type_name -> holdfast.plugin.v1.Op
-	6,  // 32: holdfast.plugin.v1.WatchResponse.now:type_name -> holdfast.plugin.v1.Machine
-	1,  // 33: holdfast.plugin.v1.PluginService.Describe:input_type -> holdfast.plugin.v1.DescribeRequest
-	3,  // 34: holdfast.plugin.v1.PluginService.Configure:input_type -> holdfast.plugin.v1.ConfigureRequest
-	10, // 35: holdfast.plugin.v1.PluginService.Machines:input_type -> holdfast.plugin.v1.MachinesRequest
-	12, // 36: holdfast.plugin.v1.PluginService.Probe:input_type -> holdfast.plugin.v1.ProbeRequest
-	15, // 37: holdfast.plugin.v1.PluginService.Cancel:input_type -> holdfast.plugin.v1.CancelRequest
-	17, // 38: holdfast.plugin.v1.PluginService.Snapshot:input_type -> holdfast.plugin.v1.SnapshotRequest
-	21, // 39: holdfast.plugin.v1.PluginService.OpenDisk:input_type -> holdfast.plugin.v1.OpenDiskRequest
-	26, // 40: holdfast.plugin.v1.PluginService.EndSnapshot:input_type -> holdfast.plugin.v1.EndSnapshotRequest
-	28, // 41: holdfast.plugin.v1.PluginService.Changed:input_type -> holdfast.plugin.v1.ChangedRequest
-	30, // 42: holdfast.plugin.v1.PluginService.ReleaseMark:input_type -> holdfast.plugin.v1.ReleaseMarkRequest
-	32, // 43: holdfast.plugin.v1.PluginService.CreateDraft:input_type -> holdfast.plugin.v1.CreateDraftRequest
-	35, // 44: holdfast.plugin.v1.PluginService.OpenDraftDisk:input_type -> holdfast.plugin.v1.OpenDraftDiskRequest
-	37, // 45: holdfast.plugin.v1.PluginService.CommitDraft:input_type -> holdfast.plugin.v1.CommitDraftRequest
-	39, // 46: holdfast.plugin.v1.PluginService.AbortDraft:input_type -> holdfast.plugin.v1.AbortDraftRequest
-	41, // 47: holdfast.plugin.v1.PluginService.Start:input_type -> holdfast.plugin.v1.StartRequest
-	43, // 48: holdfast.plugin.v1.PluginService.Stop:input_type -> holdfast.plugin.v1.StopRequest
-	47, // 49: holdfast.plugin.v1.PluginService.Watch:input_type -> holdfast.plugin.v1.WatchRequest
-	45, // 50: holdfast.plugin.v1.PluginService.CloseDisk:input_type -> holdfast.plugin.v1.CloseDiskRequest
-	2,  // 51: holdfast.plugin.v1.PluginService.Describe:output_type -> holdfast.plugin.v1.DescribeResponse
-	4,  // 52: holdfast.plugin.v1.PluginService.Configure:output_type -> holdfast.plugin.v1.ConfigureResponse
-	11, // 53: holdfast.plugin.v1.PluginService.Machines:output_type -> holdfast.plugin.v1.MachinesResponse
-	13, // 54: holdfast.plugin.v1.PluginService.Probe:output_type -> holdfast.plugin.v1.ProbeResponse
-	16, // 55: holdfast.plugin.v1.PluginService.Cancel:output_type -> holdfast.plugin.v1.CancelResponse
-	19, // 56: holdfast.plugin.v1.PluginService.Snapshot:output_type -> holdfast.plugin.v1.SnapshotResponse
-	22, // 57: holdfast.plugin.v1.PluginService.OpenDisk:output_type -> holdfast.plugin.v1.OpenDiskResponse
-	27, // 58: holdfast.plugin.v1.PluginService.EndSnapshot:output_type -> holdfast.plugin.v1.EndSnapshotResponse
-	29, // 59: holdfast.plugin.v1.PluginService.Changed:output_type -> holdfast.plugin.v1.ChangedResponse
-	31, // 60: holdfast.plugin.v1.PluginService.ReleaseMark:output_type -> holdfast.plugin.v1.ReleaseMarkResponse
-	33, // 61: holdfast.plugin.v1.PluginService.CreateDraft:output_type -> holdfast.plugin.v1.CreateDraftResponse
-	36, // 62: holdfast.plugin.v1.PluginService.OpenDraftDisk:output_type -> holdfast.plugin.v1.OpenDraftDiskResponse
-	38, // 63: holdfast.plugin.v1.PluginService.CommitDraft:output_type -> holdfast.plugin.v1.CommitDraftResponse
-	40, // 64: holdfast.plugin.v1.PluginService.AbortDraft:output_type -> holdfast.plugin.v1.AbortDraftResponse
-	42, // 65: holdfast.plugin.v1.PluginService.Start:output_type -> holdfast.plugin.v1.StartResponse
-	44, // 66: holdfast.plugin.v1.PluginService.Stop:output_type -> holdfast.plugin.v1.StopResponse
-	48, // 67: holdfast.plugin.v1.PluginService.Watch:output_type -> holdfast.plugin.v1.WatchResponse
-	46, // 68: holdfast.plugin.v1.PluginService.CloseDisk:output_type -> holdfast.plugin.v1.CloseDiskResponse
-	51, // [51:69] is the sub-list for method output_type
-	33, // [33:51] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	7,   // 0: holdfast.plugin.v1.Machine.disks:type_name -> holdfast.plugin.v1.Disk
+	8,   // 1: holdfast.plugin.v1.Machine.nics:type_name -> holdfast.plugin.v1.NIC
+	6,   // 2: holdfast.plugin.v1.MachinesResponse.machine:type_name -> holdfast.plugin.v1.Machine
+	14,  // 3: holdfast.plugin.v1.ProbeResponse.findings:type_name -> holdfast.plugin.v1.Finding
+	5,   // 4: holdfast.plugin.v1.SnapshotRequest.op:type_name -> holdfast.plugin.v1.Op
+	18,  // 5: holdfast.plugin.v1.SnapshotRequest.disks:type_name -> holdfast.plugin.v1.DiskList
+	106, // 6: holdfast.plugin.v1.SnapshotRequest.since:type_name -> holdfast.plugin.v1.SnapshotRequest.SinceEntry
+	20,  // 7: holdfast.plugin.v1.SnapshotResponse.snapshot:type_name -> holdfast.plugin.v1.Snapshot
+	6,   // 8: holdfast.plugin.v1.Snapshot.machine:type_name -> holdfast.plugin.v1.Machine
+	107, // 9: holdfast.plugin.v1.Snapshot.marks:type_name -> holdfast.plugin.v1.Snapshot.MarksEntry
+	20,  // 10: holdfast.plugin.v1.OpenDiskRequest.snapshot:type_name -> holdfast.plugin.v1.Snapshot
+	23,  // 11: holdfast.plugin.v1.OpenDiskResponse.disk:type_name -> holdfast.plugin.v1.OpenedDisk
+	24,  // 12: holdfast.plugin.v1.OpenedDisk.address:type_name -> holdfast.plugin.v1.Address
+	25,  // 13: holdfast.plugin.v1.Address.tls:type_name -> holdfast.plugin.v1.AddressTLS
+	5,   // 14: holdfast.plugin.v1.EndSnapshotRequest.op:type_name -> holdfast.plugin.v1.Op
+	20,  // 15: holdfast.plugin.v1.EndSnapshotRequest.snapshot:type_name -> holdfast.plugin.v1.Snapshot
+	20,  // 16: holdfast.plugin.v1.ChangedRequest.snapshot:type_name -> holdfast.plugin.v1.Snapshot
+	9,   // 17: holdfast.plugin.v1.ChangedResponse.extents:type_name -> holdfast.plugin.v1.Extent
+	5,   // 18: holdfast.plugin.v1.ReleaseMarkRequest.op:type_name -> holdfast.plugin.v1.Op
+	5,   // 19: holdfast.plugin.v1.CreateDraftRequest.op:type_name -> holdfast.plugin.v1.Op
+	6,   // 20: holdfast.plugin.v1.CreateDraftRequest.machine:type_name -> holdfast.plugin.v1.Machine
+	108, // 21: holdfast.plugin.v1.CreateDraftRequest.networks:type_name -> holdfast.plugin.v1.CreateDraftRequest.NetworksEntry
+	34,  // 22: holdfast.plugin.v1.CreateDraftResponse.draft:type_name -> holdfast.plugin.v1.Draft
+	5,   // 23: holdfast.plugin.v1.OpenDraftDiskRequest.op:type_name -> holdfast.plugin.v1.Op
+	34,  // 24: holdfast.plugin.v1.OpenDraftDiskRequest.draft:type_name -> holdfast.plugin.v1.Draft
+	23,  // 25: holdfast.plugin.v1.OpenDraftDiskResponse.disk:type_name -> holdfast.plugin.v1.OpenedDisk
+	5,   // 26: holdfast.plugin.v1.CommitDraftRequest.op:type_name -> holdfast.plugin.v1.Op
+	34,  // 27: holdfast.plugin.v1.CommitDraftRequest.draft:type_name -> holdfast.plugin.v1.Draft
+	5,   // 28: holdfast.plugin.v1.AbortDraftRequest.op:type_name -> holdfast.plugin.v1.Op
+	34,  // 29: holdfast.plugin.v1.AbortDraftRequest.draft:type_name -> holdfast.plugin.v1.Draft
+	5,   // 30: holdfast.plugin.v1.StartRequest.op:type_name -> holdfast.plugin.v1.Op
+	5,   // 31: holdfast.plugin.v1.StopRequest.op:type_name -> holdfast.plugin.v1.Op
+	6,   // 32: holdfast.plugin.v1.WatchResponse.now:type_name -> holdfast.plugin.v1.Machine
+	50,  // 33: holdfast.plugin.v1.Replica.draft:type_name -> holdfast.plugin.v1.PointDraft
+	6,   // 34: holdfast.plugin.v1.Point.machine:type_name -> holdfast.plugin.v1.Machine
+	52,  // 35: holdfast.plugin.v1.Point.label:type_name -> holdfast.plugin.v1.PointLabel
+	49,  // 36: holdfast.plugin.v1.ReplicasResponse.replica:type_name -> holdfast.plugin.v1.Replica
+	51,  // 37: holdfast.plugin.v1.ReplicasResponse.point:type_name -> holdfast.plugin.v1.Point
+	5,   // 38: holdfast.plugin.v1.CreateReplicaRequest.op:type_name -> holdfast.plugin.v1.Op
+	49,  // 39: holdfast.plugin.v1.CreateReplicaResponse.replica:type_name -> holdfast.plugin.v1.Replica
+	51,  // 40: holdfast.plugin.v1.CreateReplicaResponse.points:type_name -> holdfast.plugin.v1.Point
+	5,   // 41: holdfast.plugin.v1.DraftPointRequest.op:type_name -> holdfast.plugin.v1.Op
+	6,   // 42: holdfast.plugin.v1.DraftPointRequest.machine:type_name -> holdfast.plugin.v1.Machine
+	50,  // 43: holdfast.plugin.v1.DraftPointResponse.draft:type_name -> holdfast.plugin.v1.PointDraft
+	5,   // 44: holdfast.plugin.v1.OpenPointDraftDiskRequest.op:type_name -> holdfast.plugin.v1.Op
+	50,  // 45: holdfast.plugin.v1.OpenPointDraftDiskRequest.draft:type_name -> holdfast.plugin.v1.PointDraft
+	23,  // 46: holdfast.plugin.v1.OpenPointDraftDiskResponse.disk:type_name -> holdfast.plugin.v1.OpenedDisk
+	5,   // 47: holdfast.plugin.v1.CommitPointRequest.op:type_name -> holdfast.plugin.v1.Op
+	50,  // 48: holdfast.plugin.v1.CommitPointRequest.draft:type_name -> holdfast.plugin.v1.PointDraft
+	52,  // 49: holdfast.plugin.v1.CommitPointRequest.label:type_name -> holdfast.plugin.v1.PointLabel
+	51,  // 50: holdfast.plugin.v1.CommitPointResponse.point:type_name -> holdfast.plugin.v1.Point
+	5,   // 51: holdfast.plugin.v1.AbortPointRequest.op:type_name -> holdfast.plugin.v1.Op
+	50,  // 52: holdfast.plugin.v1.AbortPointRequest.draft:type_name -> holdfast.plugin.v1.PointDraft
+	23,  // 53: holdfast.plugin.v1.OpenPointResponse.disk:type_name -> holdfast.plugin.v1.OpenedDisk
+	5,   // 54: holdfast.plugin.v1.HoldPointRequest.op:type_name -> holdfast.plugin.v1.Op
+	5,   // 55: holdfast.plugin.v1.ReleasePointRequest.op:type_name -> holdfast.plugin.v1.Op
+	5,   // 56: holdfast.plugin.v1.RemovePointRequest.op:type_name -> holdfast.plugin.v1.Op
+	5,   // 57: holdfast.plugin.v1.RemoveReplicaRequest.op:type_name -> holdfast.plugin.v1.Op
+	5,   // 58: holdfast.plugin.v1.ActivateRequest.op:type_name -> holdfast.plugin.v1.Op
+	109, // 59: holdfast.plugin.v1.ActivateRequest.networks:type_name -> holdfast.plugin.v1.ActivateRequest.NetworksEntry
+	75,  // 60: holdfast.plugin.v1.ActivateResponse.instance:type_name -> holdfast.plugin.v1.Instance
+	75,  // 61: holdfast.plugin.v1.InstancesResponse.instance:type_name -> holdfast.plugin.v1.Instance
+	5,   // 62: holdfast.plugin.v1.DeactivateRequest.op:type_name -> holdfast.plugin.v1.Op
+	5,   // 63: holdfast.plugin.v1.FinalizeRequest.op:type_name -> holdfast.plugin.v1.Op
+	5,   // 64: holdfast.plugin.v1.ReverseRequest.op:type_name -> holdfast.plugin.v1.Op
+	110, // 65: holdfast.plugin.v1.ReverseResponse.since:type_name -> holdfast.plugin.v1.ReverseResponse.SinceEntry
+	86,  // 66: holdfast.plugin.v1.NetworksResponse.network:type_name -> holdfast.plugin.v1.Network
+	5,   // 67: holdfast.plugin.v1.CreateNetworkRequest.op:type_name -> holdfast.plugin.v1.Op
+	86,  // 68: holdfast.plugin.v1.CreateNetworkResponse.network:type_name -> holdfast.plugin.v1.Network
+	5,   // 69: holdfast.plugin.v1.RemoveNetworkRequest.op:type_name -> holdfast.plugin.v1.Op
+	93,  // 70: holdfast.plugin.v1.CapacityResponse.hosts:type_name -> holdfast.plugin.v1.HostCapacity
+	94,  // 71: holdfast.plugin.v1.CapacityResponse.pools:type_name -> holdfast.plugin.v1.PoolCapacity
+	5,   // 72: holdfast.plugin.v1.SetLimitsRequest.op:type_name -> holdfast.plugin.v1.Op
+	111, // 73: holdfast.plugin.v1.SetLimitsRequest.storage_bytes:type_name -> holdfast.plugin.v1.SetLimitsRequest.StorageBytesEntry
+	112, // 74: holdfast.plugin.v1.UsageResponse.storage_bytes:type_name -> holdfast.plugin.v1.UsageResponse.StorageBytesEntry
+	105, // 75: holdfast.plugin.v1.GuestInfoResponse.interfaces:type_name -> holdfast.plugin.v1.GuestInterface
+	1,   // 76: holdfast.plugin.v1.PluginService.Describe:input_type -> holdfast.plugin.v1.DescribeRequest
+	3,   // 77: holdfast.plugin.v1.PluginService.Configure:input_type -> holdfast.plugin.v1.ConfigureRequest
+	10,  // 78: holdfast.plugin.v1.PluginService.Machines:input_type -> holdfast.plugin.v1.MachinesRequest
+	12,  // 79: holdfast.plugin.v1.PluginService.Probe:input_type -> holdfast.plugin.v1.ProbeRequest
+	15,  // 80: holdfast.plugin.v1.PluginService.Cancel:input_type -> holdfast.plugin.v1.CancelRequest
+	17,  // 81: holdfast.plugin.v1.PluginService.Snapshot:input_type -> holdfast.plugin.v1.SnapshotRequest
+	21,  // 82: holdfast.plugin.v1.PluginService.OpenDisk:input_type -> holdfast.plugin.v1.OpenDiskRequest
+	26,  // 83: holdfast.plugin.v1.PluginService.EndSnapshot:input_type -> holdfast.plugin.v1.EndSnapshotRequest
+	28,  // 84: holdfast.plugin.v1.PluginService.Changed:input_type -> holdfast.plugin.v1.ChangedRequest
+	30,  // 85: holdfast.plugin.v1.PluginService.ReleaseMark:input_type -> holdfast.plugin.v1.ReleaseMarkRequest
+	32,  // 86: holdfast.plugin.v1.PluginService.CreateDraft:input_type -> holdfast.plugin.v1.CreateDraftRequest
+	35,  // 87: holdfast.plugin.v1.PluginService.OpenDraftDisk:input_type -> holdfast.plugin.v1.OpenDraftDiskRequest
+	37,  // 88: holdfast.plugin.v1.PluginService.CommitDraft:input_type -> holdfast.plugin.v1.CommitDraftRequest
+	39,  // 89: holdfast.plugin.v1.PluginService.AbortDraft:input_type -> holdfast.plugin.v1.AbortDraftRequest
+	41,  // 90: holdfast.plugin.v1.PluginService.Start:input_type -> holdfast.plugin.v1.StartRequest
+	43,  // 91: holdfast.plugin.v1.PluginService.Stop:input_type -> holdfast.plugin.v1.StopRequest
+	47,  // 92: holdfast.plugin.v1.PluginService.Watch:input_type -> holdfast.plugin.v1.WatchRequest
+	53,  // 93: holdfast.plugin.v1.PluginService.Replicas:input_type -> holdfast.plugin.v1.ReplicasRequest
+	55,  // 94: holdfast.plugin.v1.PluginService.CreateReplica:input_type -> holdfast.plugin.v1.CreateReplicaRequest
+	57,  // 95: holdfast.plugin.v1.PluginService.DraftPoint:input_type -> holdfast.plugin.v1.DraftPointRequest
+	59,  // 96: holdfast.plugin.v1.PluginService.OpenPointDraftDisk:input_type -> holdfast.plugin.v1.OpenPointDraftDiskRequest
+	61,  // 97: holdfast.plugin.v1.PluginService.CommitPoint:input_type -> holdfast.plugin.v1.CommitPointRequest
+	63,  // 98: holdfast.plugin.v1.PluginService.AbortPoint:input_type -> holdfast.plugin.v1.AbortPointRequest
+	65,  // 99: holdfast.plugin.v1.PluginService.OpenPoint:input_type -> holdfast.plugin.v1.OpenPointRequest
+	67,  // 100: holdfast.plugin.v1.PluginService.HoldPoint:input_type -> holdfast.plugin.v1.HoldPointRequest
+	69,  // 101: holdfast.plugin.v1.PluginService.ReleasePoint:input_type -> holdfast.plugin.v1.ReleasePointRequest
+	71,  // 102: holdfast.plugin.v1.PluginService.RemovePoint:input_type -> holdfast.plugin.v1.RemovePointRequest
+	73,  // 103: holdfast.plugin.v1.PluginService.RemoveReplica:input_type -> holdfast.plugin.v1.RemoveReplicaRequest
+	76,  // 104: holdfast.plugin.v1.PluginService.Activate:input_type -> holdfast.plugin.v1.ActivateRequest
+	78,  // 105: holdfast.plugin.v1.PluginService.Instances:input_type -> holdfast.plugin.v1.InstancesRequest
+	80,  // 106: holdfast.plugin.v1.PluginService.Deactivate:input_type -> holdfast.plugin.v1.DeactivateRequest
+	82,  // 107: holdfast.plugin.v1.PluginService.Finalize:input_type -> holdfast.plugin.v1.FinalizeRequest
+	84,  // 108: holdfast.plugin.v1.PluginService.Reverse:input_type -> holdfast.plugin.v1.ReverseRequest
+	87,  // 109: holdfast.plugin.v1.PluginService.Networks:input_type -> holdfast.plugin.v1.NetworksRequest
+	89,  // 110: holdfast.plugin.v1.PluginService.CreateNetwork:input_type -> holdfast.plugin.v1.CreateNetworkRequest
+	91,  // 111: holdfast.plugin.v1.PluginService.RemoveNetwork:input_type -> holdfast.plugin.v1.RemoveNetworkRequest
+	95,  // 112: holdfast.plugin.v1.PluginService.Capacity:input_type -> holdfast.plugin.v1.CapacityRequest
+	97,  // 113: holdfast.plugin.v1.PluginService.SetLimits:input_type -> holdfast.plugin.v1.SetLimitsRequest
+	99,  // 114: holdfast.plugin.v1.PluginService.Usage:input_type -> holdfast.plugin.v1.UsageRequest
+	101, // 115: holdfast.plugin.v1.PluginService.Screenshot:input_type -> holdfast.plugin.v1.ScreenshotRequest
+	103, // 116: holdfast.plugin.v1.PluginService.GuestInfo:input_type -> holdfast.plugin.v1.GuestInfoRequest
+	45,  // 117: holdfast.plugin.v1.PluginService.CloseDisk:input_type -> holdfast.plugin.v1.CloseDiskRequest
+	2,   // 118: holdfast.plugin.v1.PluginService.Describe:output_type -> holdfast.plugin.v1.DescribeResponse
+	4,   // 119: holdfast.plugin.v1.PluginService.Configure:output_type -> holdfast.plugin.v1.ConfigureResponse
+	11,  // 120: holdfast.plugin.v1.PluginService.Machines:output_type -> holdfast.plugin.v1.MachinesResponse
+	13,  // 121: holdfast.plugin.v1.PluginService.Probe:output_type -> holdfast.plugin.v1.ProbeResponse
+	16,  // 122: holdfast.plugin.v1.PluginService.Cancel:output_type -> holdfast.plugin.v1.CancelResponse
+	19,  // 123: holdfast.plugin.v1.PluginService.Snapshot:output_type -> holdfast.plugin.v1.SnapshotResponse
+	22,  // 124: holdfast.plugin.v1.PluginService.OpenDisk:output_type -> holdfast.plugin.v1.OpenDiskResponse
+	27,  // 125: holdfast.plugin.v1.PluginService.EndSnapshot:output_type -> holdfast.plugin.v1.EndSnapshotResponse
+	29,  // 126: holdfast.plugin.v1.PluginService.Changed:output_type -> holdfast.plugin.v1.ChangedResponse
+	31,  // 127: holdfast.plugin.v1.PluginService.ReleaseMark:output_type -> holdfast.plugin.v1.ReleaseMarkResponse
+	33,  // 128: holdfast.plugin.v1.PluginService.CreateDraft:output_type -> holdfast.plugin.v1.CreateDraftResponse
+	36,  // 129: holdfast.plugin.v1.PluginService.OpenDraftDisk:output_type -> holdfast.plugin.v1.OpenDraftDiskResponse
+	38,  // 130: holdfast.plugin.v1.PluginService.CommitDraft:output_type -> holdfast.plugin.v1.CommitDraftResponse
+	40,  // 131: holdfast.plugin.v1.PluginService.AbortDraft:output_type -> holdfast.plugin.v1.AbortDraftResponse
+	42,  // 132: holdfast.plugin.v1.PluginService.Start:output_type -> holdfast.plugin.v1.StartResponse
+	44,  // 133: holdfast.plugin.v1.PluginService.Stop:output_type -> holdfast.plugin.v1.StopResponse
+	48,  // 134: holdfast.plugin.v1.PluginService.Watch:output_type -> holdfast.plugin.v1.WatchResponse
+	54,  // 135: holdfast.plugin.v1.PluginService.Replicas:output_type -> holdfast.plugin.v1.ReplicasResponse
+	56,  // 136: holdfast.plugin.v1.PluginService.CreateReplica:output_type -> holdfast.plugin.v1.CreateReplicaResponse
+	58,  // 137: holdfast.plugin.v1.PluginService.DraftPoint:output_type -> holdfast.plugin.v1.DraftPointResponse
+	60,  // 138: holdfast.plugin.v1.PluginService.OpenPointDraftDisk:output_type -> holdfast.plugin.v1.OpenPointDraftDiskResponse
+	62,  // 139: holdfast.plugin.v1.PluginService.CommitPoint:output_type -> holdfast.plugin.v1.CommitPointResponse
+	64,  // 140: holdfast.plugin.v1.PluginService.AbortPoint:output_type -> holdfast.plugin.v1.AbortPointResponse
+	66,  // 141: holdfast.plugin.v1.PluginService.OpenPoint:output_type -> holdfast.plugin.v1.OpenPointResponse
+	68,  // 142: holdfast.plugin.v1.PluginService.HoldPoint:output_type -> holdfast.plugin.v1.HoldPointResponse
+	70,  // 143: holdfast.plugin.v1.PluginService.ReleasePoint:output_type -> holdfast.plugin.v1.ReleasePointResponse
+	72,  // 144: holdfast.plugin.v1.PluginService.RemovePoint:output_type -> holdfast.plugin.v1.RemovePointResponse
+	74,  // 145: holdfast.plugin.v1.PluginService.RemoveReplica:output_type -> holdfast.plugin.v1.RemoveReplicaResponse
+	77,  // 146: holdfast.plugin.v1.PluginService.Activate:output_type -> holdfast.plugin.v1.ActivateResponse
+	79,  // 147: holdfast.plugin.v1.PluginService.Instances:output_type -> holdfast.plugin.v1.InstancesResponse
+	81,  // 148: holdfast.plugin.v1.PluginService.Deactivate:output_type -> holdfast.plugin.v1.DeactivateResponse
+	83,  // 149: holdfast.plugin.v1.PluginService.Finalize:output_type -> holdfast.plugin.v1.FinalizeResponse
+	85,  // 150: holdfast.plugin.v1.PluginService.Reverse:output_type -> holdfast.plugin.v1.ReverseResponse
+	88,  // 151: holdfast.plugin.v1.PluginService.Networks:output_type -> holdfast.plugin.v1.NetworksResponse
+	90,  // 152: holdfast.plugin.v1.PluginService.CreateNetwork:output_type -> holdfast.plugin.v1.CreateNetworkResponse
+	92,  // 153: holdfast.plugin.v1.PluginService.RemoveNetwork:output_type -> holdfast.plugin.v1.RemoveNetworkResponse
+	96,  // 154: holdfast.plugin.v1.PluginService.Capacity:output_type -> holdfast.plugin.v1.CapacityResponse
+	98,  // 155: holdfast.plugin.v1.PluginService.SetLimits:output_type -> holdfast.plugin.v1.SetLimitsResponse
+	100, // 156: holdfast.plugin.v1.PluginService.Usage:output_type -> holdfast.plugin.v1.UsageResponse
+	102, // 157: holdfast.plugin.v1.PluginService.Screenshot:output_type -> holdfast.plugin.v1.ScreenshotResponse
+	104, // 158: holdfast.plugin.v1.PluginService.GuestInfo:output_type -> holdfast.plugin.v1.GuestInfoResponse
+	46,  // 159: holdfast.plugin.v1.PluginService.CloseDisk:output_type -> holdfast.plugin.v1.CloseDiskResponse
+	118, // [118:160] is the sub-list for method output_type
+	76,  // [76:118] is the sub-list for method input_type
+	76,  // [76:76] is the sub-list for extension type_name
+	76,  // [76:76] is the sub-list for extension extendee
+	0,   // [0:76] is the sub-list for field type_name
 }
 
 func init() { file_plugin_proto_init() }
@@ -3060,7 +6633,7 @@ func file_plugin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_plugin_proto_rawDesc), len(file_plugin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   52,
+			NumMessages:   113,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -2,7 +2,8 @@
 //
 // Fields and calls are only ever added. What would break a plugin that exists
 // is a new protocol with a package of its own. Disk bytes are not here: they
-// travel over NBD, to the address that OpenDisk and OpenDraftDisk answer.
+// travel over NBD, to the addresses that OpenDisk, OpenDraftDisk, OpenPoint and
+// OpenPointDraftDisk answer.
 //
 // A failed call carries an Error among the details of its gRPC status.
 
@@ -27,24 +28,48 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	PluginService_Describe_FullMethodName      = "/holdfast.plugin.v1.PluginService/Describe"
-	PluginService_Configure_FullMethodName     = "/holdfast.plugin.v1.PluginService/Configure"
-	PluginService_Machines_FullMethodName      = "/holdfast.plugin.v1.PluginService/Machines"
-	PluginService_Probe_FullMethodName         = "/holdfast.plugin.v1.PluginService/Probe"
-	PluginService_Cancel_FullMethodName        = "/holdfast.plugin.v1.PluginService/Cancel"
-	PluginService_Snapshot_FullMethodName      = "/holdfast.plugin.v1.PluginService/Snapshot"
-	PluginService_OpenDisk_FullMethodName      = "/holdfast.plugin.v1.PluginService/OpenDisk"
-	PluginService_EndSnapshot_FullMethodName   = "/holdfast.plugin.v1.PluginService/EndSnapshot"
-	PluginService_Changed_FullMethodName       = "/holdfast.plugin.v1.PluginService/Changed"
-	PluginService_ReleaseMark_FullMethodName   = "/holdfast.plugin.v1.PluginService/ReleaseMark"
-	PluginService_CreateDraft_FullMethodName   = "/holdfast.plugin.v1.PluginService/CreateDraft"
-	PluginService_OpenDraftDisk_FullMethodName = "/holdfast.plugin.v1.PluginService/OpenDraftDisk"
-	PluginService_CommitDraft_FullMethodName   = "/holdfast.plugin.v1.PluginService/CommitDraft"
-	PluginService_AbortDraft_FullMethodName    = "/holdfast.plugin.v1.PluginService/AbortDraft"
-	PluginService_Start_FullMethodName         = "/holdfast.plugin.v1.PluginService/Start"
-	PluginService_Stop_FullMethodName          = "/holdfast.plugin.v1.PluginService/Stop"
-	PluginService_Watch_FullMethodName         = "/holdfast.plugin.v1.PluginService/Watch"
-	PluginService_CloseDisk_FullMethodName     = "/holdfast.plugin.v1.PluginService/CloseDisk"
+	PluginService_Describe_FullMethodName           = "/holdfast.plugin.v1.PluginService/Describe"
+	PluginService_Configure_FullMethodName          = "/holdfast.plugin.v1.PluginService/Configure"
+	PluginService_Machines_FullMethodName           = "/holdfast.plugin.v1.PluginService/Machines"
+	PluginService_Probe_FullMethodName              = "/holdfast.plugin.v1.PluginService/Probe"
+	PluginService_Cancel_FullMethodName             = "/holdfast.plugin.v1.PluginService/Cancel"
+	PluginService_Snapshot_FullMethodName           = "/holdfast.plugin.v1.PluginService/Snapshot"
+	PluginService_OpenDisk_FullMethodName           = "/holdfast.plugin.v1.PluginService/OpenDisk"
+	PluginService_EndSnapshot_FullMethodName        = "/holdfast.plugin.v1.PluginService/EndSnapshot"
+	PluginService_Changed_FullMethodName            = "/holdfast.plugin.v1.PluginService/Changed"
+	PluginService_ReleaseMark_FullMethodName        = "/holdfast.plugin.v1.PluginService/ReleaseMark"
+	PluginService_CreateDraft_FullMethodName        = "/holdfast.plugin.v1.PluginService/CreateDraft"
+	PluginService_OpenDraftDisk_FullMethodName      = "/holdfast.plugin.v1.PluginService/OpenDraftDisk"
+	PluginService_CommitDraft_FullMethodName        = "/holdfast.plugin.v1.PluginService/CommitDraft"
+	PluginService_AbortDraft_FullMethodName         = "/holdfast.plugin.v1.PluginService/AbortDraft"
+	PluginService_Start_FullMethodName              = "/holdfast.plugin.v1.PluginService/Start"
+	PluginService_Stop_FullMethodName               = "/holdfast.plugin.v1.PluginService/Stop"
+	PluginService_Watch_FullMethodName              = "/holdfast.plugin.v1.PluginService/Watch"
+	PluginService_Replicas_FullMethodName           = "/holdfast.plugin.v1.PluginService/Replicas"
+	PluginService_CreateReplica_FullMethodName      = "/holdfast.plugin.v1.PluginService/CreateReplica"
+	PluginService_DraftPoint_FullMethodName         = "/holdfast.plugin.v1.PluginService/DraftPoint"
+	PluginService_OpenPointDraftDisk_FullMethodName = "/holdfast.plugin.v1.PluginService/OpenPointDraftDisk"
+	PluginService_CommitPoint_FullMethodName        = "/holdfast.plugin.v1.PluginService/CommitPoint"
+	PluginService_AbortPoint_FullMethodName         = "/holdfast.plugin.v1.PluginService/AbortPoint"
+	PluginService_OpenPoint_FullMethodName          = "/holdfast.plugin.v1.PluginService/OpenPoint"
+	PluginService_HoldPoint_FullMethodName          = "/holdfast.plugin.v1.PluginService/HoldPoint"
+	PluginService_ReleasePoint_FullMethodName       = "/holdfast.plugin.v1.PluginService/ReleasePoint"
+	PluginService_RemovePoint_FullMethodName        = "/holdfast.plugin.v1.PluginService/RemovePoint"
+	PluginService_RemoveReplica_FullMethodName      = "/holdfast.plugin.v1.PluginService/RemoveReplica"
+	PluginService_Activate_FullMethodName           = "/holdfast.plugin.v1.PluginService/Activate"
+	PluginService_Instances_FullMethodName          = "/holdfast.plugin.v1.PluginService/Instances"
+	PluginService_Deactivate_FullMethodName         = "/holdfast.plugin.v1.PluginService/Deactivate"
+	PluginService_Finalize_FullMethodName           = "/holdfast.plugin.v1.PluginService/Finalize"
+	PluginService_Reverse_FullMethodName            = "/holdfast.plugin.v1.PluginService/Reverse"
+	PluginService_Networks_FullMethodName           = "/holdfast.plugin.v1.PluginService/Networks"
+	PluginService_CreateNetwork_FullMethodName      = "/holdfast.plugin.v1.PluginService/CreateNetwork"
+	PluginService_RemoveNetwork_FullMethodName      = "/holdfast.plugin.v1.PluginService/RemoveNetwork"
+	PluginService_Capacity_FullMethodName           = "/holdfast.plugin.v1.PluginService/Capacity"
+	PluginService_SetLimits_FullMethodName          = "/holdfast.plugin.v1.PluginService/SetLimits"
+	PluginService_Usage_FullMethodName              = "/holdfast.plugin.v1.PluginService/Usage"
+	PluginService_Screenshot_FullMethodName         = "/holdfast.plugin.v1.PluginService/Screenshot"
+	PluginService_GuestInfo_FullMethodName          = "/holdfast.plugin.v1.PluginService/GuestInfo"
+	PluginService_CloseDisk_FullMethodName          = "/holdfast.plugin.v1.PluginService/CloseDisk"
 )
 
 // PluginServiceClient is the client API for PluginService service.
@@ -77,8 +102,38 @@ type PluginServiceClient interface {
 	// sent whenever nothing else was for beat_micros, so that the host can tell
 	// a quiet back-end from a plugin that hangs.
 	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error)
-	// CloseDisk ends what OpenDisk or OpenDraftDisk opened. An unknown handle
-	// is no error.
+	// Ability "replicator".
+	Replicas(ctx context.Context, in *ReplicasRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ReplicasResponse], error)
+	CreateReplica(ctx context.Context, in *CreateReplicaRequest, opts ...grpc.CallOption) (*CreateReplicaResponse, error)
+	DraftPoint(ctx context.Context, in *DraftPointRequest, opts ...grpc.CallOption) (*DraftPointResponse, error)
+	OpenPointDraftDisk(ctx context.Context, in *OpenPointDraftDiskRequest, opts ...grpc.CallOption) (*OpenPointDraftDiskResponse, error)
+	CommitPoint(ctx context.Context, in *CommitPointRequest, opts ...grpc.CallOption) (*CommitPointResponse, error)
+	AbortPoint(ctx context.Context, in *AbortPointRequest, opts ...grpc.CallOption) (*AbortPointResponse, error)
+	OpenPoint(ctx context.Context, in *OpenPointRequest, opts ...grpc.CallOption) (*OpenPointResponse, error)
+	HoldPoint(ctx context.Context, in *HoldPointRequest, opts ...grpc.CallOption) (*HoldPointResponse, error)
+	ReleasePoint(ctx context.Context, in *ReleasePointRequest, opts ...grpc.CallOption) (*ReleasePointResponse, error)
+	RemovePoint(ctx context.Context, in *RemovePointRequest, opts ...grpc.CallOption) (*RemovePointResponse, error)
+	RemoveReplica(ctx context.Context, in *RemoveReplicaRequest, opts ...grpc.CallOption) (*RemoveReplicaResponse, error)
+	// Ability "activator".
+	Activate(ctx context.Context, in *ActivateRequest, opts ...grpc.CallOption) (*ActivateResponse, error)
+	Instances(ctx context.Context, in *InstancesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[InstancesResponse], error)
+	Deactivate(ctx context.Context, in *DeactivateRequest, opts ...grpc.CallOption) (*DeactivateResponse, error)
+	Finalize(ctx context.Context, in *FinalizeRequest, opts ...grpc.CallOption) (*FinalizeResponse, error)
+	Reverse(ctx context.Context, in *ReverseRequest, opts ...grpc.CallOption) (*ReverseResponse, error)
+	// Ability "networker".
+	Networks(ctx context.Context, in *NetworksRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[NetworksResponse], error)
+	CreateNetwork(ctx context.Context, in *CreateNetworkRequest, opts ...grpc.CallOption) (*CreateNetworkResponse, error)
+	RemoveNetwork(ctx context.Context, in *RemoveNetworkRequest, opts ...grpc.CallOption) (*RemoveNetworkResponse, error)
+	// Ability "pools".
+	Capacity(ctx context.Context, in *CapacityRequest, opts ...grpc.CallOption) (*CapacityResponse, error)
+	SetLimits(ctx context.Context, in *SetLimitsRequest, opts ...grpc.CallOption) (*SetLimitsResponse, error)
+	Usage(ctx context.Context, in *UsageRequest, opts ...grpc.CallOption) (*UsageResponse, error)
+	// Ability "console".
+	Screenshot(ctx context.Context, in *ScreenshotRequest, opts ...grpc.CallOption) (*ScreenshotResponse, error)
+	// Ability "guest".
+	GuestInfo(ctx context.Context, in *GuestInfoRequest, opts ...grpc.CallOption) (*GuestInfoResponse, error)
+	// CloseDisk ends what OpenDisk, OpenDraftDisk, OpenPoint or
+	// OpenPointDraftDisk opened. An unknown handle is no error.
 	CloseDisk(ctx context.Context, in *CloseDiskRequest, opts ...grpc.CallOption) (*CloseDiskResponse, error)
 }
 
@@ -287,6 +342,273 @@ func (c *pluginServiceClient) Watch(ctx context.Context, in *WatchRequest, opts 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type PluginService_WatchClient = grpc.ServerStreamingClient[WatchResponse]
 
+func (c *pluginServiceClient) Replicas(ctx context.Context, in *ReplicasRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ReplicasResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &PluginService_ServiceDesc.Streams[3], PluginService_Replicas_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ReplicasRequest, ReplicasResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type PluginService_ReplicasClient = grpc.ServerStreamingClient[ReplicasResponse]
+
+func (c *pluginServiceClient) CreateReplica(ctx context.Context, in *CreateReplicaRequest, opts ...grpc.CallOption) (*CreateReplicaResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CreateReplicaResponse)
+	err := c.cc.Invoke(ctx, PluginService_CreateReplica_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *pluginServiceClient) DraftPoint(ctx context.Context, in *DraftPointRequest, opts ...grpc.CallOption) (*DraftPointResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DraftPointResponse)
+	err := c.cc.Invoke(ctx, PluginService_DraftPoint_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *pluginServiceClient) OpenPointDraftDisk(ctx context.Context, in *OpenPointDraftDiskRequest, opts ...grpc.CallOption) (*OpenPointDraftDiskResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(OpenPointDraftDiskResponse)
+	err := c.cc.Invoke(ctx, PluginService_OpenPointDraftDisk_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *pluginServiceClient) CommitPoint(ctx context.Context, in *CommitPointRequest, opts ...grpc.CallOption) (*CommitPointResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CommitPointResponse)
+	err := c.cc.Invoke(ctx, PluginService_CommitPoint_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *pluginServiceClient) AbortPoint(ctx context.Context, in *AbortPointRequest, opts ...grpc.CallOption) (*AbortPointResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AbortPointResponse)
+	err := c.cc.Invoke(ctx, PluginService_AbortPoint_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *pluginServiceClient) OpenPoint(ctx context.Context, in *OpenPointRequest, opts ...grpc.CallOption) (*OpenPointResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(OpenPointResponse)
+	err := c.cc.Invoke(ctx, PluginService_OpenPoint_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *pluginServiceClient) HoldPoint(ctx context.Context, in *HoldPointRequest, opts ...grpc.CallOption) (*HoldPointResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(HoldPointResponse)
+	err := c.cc.Invoke(ctx, PluginService_HoldPoint_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *pluginServiceClient) ReleasePoint(ctx context.Context, in *ReleasePointRequest, opts ...grpc.CallOption) (*ReleasePointResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReleasePointResponse)
+	err := c.cc.Invoke(ctx, PluginService_ReleasePoint_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *pluginServiceClient) RemovePoint(ctx context.Context, in *RemovePointRequest, opts ...grpc.CallOption) (*RemovePointResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RemovePointResponse)
+	err := c.cc.Invoke(ctx, PluginService_RemovePoint_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *pluginServiceClient) RemoveReplica(ctx context.Context, in *RemoveReplicaRequest, opts ...grpc.CallOption) (*RemoveReplicaResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RemoveReplicaResponse)
+	err := c.cc.Invoke(ctx, PluginService_RemoveReplica_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *pluginServiceClient) Activate(ctx context.Context, in *ActivateRequest, opts ...grpc.CallOption) (*ActivateResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ActivateResponse)
+	err := c.cc.Invoke(ctx, PluginService_Activate_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *pluginServiceClient) Instances(ctx context.Context, in *InstancesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[InstancesResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &PluginService_ServiceDesc.Streams[4], PluginService_Instances_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[InstancesRequest, InstancesResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type PluginService_InstancesClient = grpc.ServerStreamingClient[InstancesResponse]
+
+func (c *pluginServiceClient) Deactivate(ctx context.Context, in *DeactivateRequest, opts ...grpc.CallOption) (*DeactivateResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DeactivateResponse)
+	err := c.cc.Invoke(ctx, PluginService_Deactivate_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *pluginServiceClient) Finalize(ctx context.Context, in *FinalizeRequest, opts ...grpc.CallOption) (*FinalizeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(FinalizeResponse)
+	err := c.cc.Invoke(ctx, PluginService_Finalize_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *pluginServiceClient) Reverse(ctx context.Context, in *ReverseRequest, opts ...grpc.CallOption) (*ReverseResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReverseResponse)
+	err := c.cc.Invoke(ctx, PluginService_Reverse_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *pluginServiceClient) Networks(ctx context.Context, in *NetworksRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[NetworksResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &PluginService_ServiceDesc.Streams[5], PluginService_Networks_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[NetworksRequest, NetworksResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type PluginService_NetworksClient = grpc.ServerStreamingClient[NetworksResponse]
+
+func (c *pluginServiceClient) CreateNetwork(ctx context.Context, in *CreateNetworkRequest, opts ...grpc.CallOption) (*CreateNetworkResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CreateNetworkResponse)
+	err := c.cc.Invoke(ctx, PluginService_CreateNetwork_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *pluginServiceClient) RemoveNetwork(ctx context.Context, in *RemoveNetworkRequest, opts ...grpc.CallOption) (*RemoveNetworkResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RemoveNetworkResponse)
+	err := c.cc.Invoke(ctx, PluginService_RemoveNetwork_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *pluginServiceClient) Capacity(ctx context.Context, in *CapacityRequest, opts ...grpc.CallOption) (*CapacityResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CapacityResponse)
+	err := c.cc.Invoke(ctx, PluginService_Capacity_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *pluginServiceClient) SetLimits(ctx context.Context, in *SetLimitsRequest, opts ...grpc.CallOption) (*SetLimitsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SetLimitsResponse)
+	err := c.cc.Invoke(ctx, PluginService_SetLimits_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *pluginServiceClient) Usage(ctx context.Context, in *UsageRequest, opts ...grpc.CallOption) (*UsageResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UsageResponse)
+	err := c.cc.Invoke(ctx, PluginService_Usage_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *pluginServiceClient) Screenshot(ctx context.Context, in *ScreenshotRequest, opts ...grpc.CallOption) (*ScreenshotResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ScreenshotResponse)
+	err := c.cc.Invoke(ctx, PluginService_Screenshot_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *pluginServiceClient) GuestInfo(ctx context.Context, in *GuestInfoRequest, opts ...grpc.CallOption) (*GuestInfoResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GuestInfoResponse)
+	err := c.cc.Invoke(ctx, PluginService_GuestInfo_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *pluginServiceClient) CloseDisk(ctx context.Context, in *CloseDiskRequest, opts ...grpc.CallOption) (*CloseDiskResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(CloseDiskResponse)
@@ -327,8 +649,38 @@ type PluginServiceServer interface {
 	// sent whenever nothing else was for beat_micros, so that the host can tell
 	// a quiet back-end from a plugin that hangs.
 	Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error
-	// CloseDisk ends what OpenDisk or OpenDraftDisk opened. An unknown handle
-	// is no error.
+	// Ability "replicator".
+	Replicas(*ReplicasRequest, grpc.ServerStreamingServer[ReplicasResponse]) error
+	CreateReplica(context.Context, *CreateReplicaRequest) (*CreateReplicaResponse, error)
+	DraftPoint(context.Context, *DraftPointRequest) (*DraftPointResponse, error)
+	OpenPointDraftDisk(context.Context, *OpenPointDraftDiskRequest) (*OpenPointDraftDiskResponse, error)
+	CommitPoint(context.Context, *CommitPointRequest) (*CommitPointResponse, error)
+	AbortPoint(context.Context, *AbortPointRequest) (*AbortPointResponse, error)
+	OpenPoint(context.Context, *OpenPointRequest) (*OpenPointResponse, error)
+	HoldPoint(context.Context, *HoldPointRequest) (*HoldPointResponse, error)
+	ReleasePoint(context.Context, *ReleasePointRequest) (*ReleasePointResponse, error)
+	RemovePoint(context.Context, *RemovePointRequest) (*RemovePointResponse, error)
+	RemoveReplica(context.Context, *RemoveReplicaRequest) (*RemoveReplicaResponse, error)
+	// Ability "activator".
+	Activate(context.Context, *ActivateRequest) (*ActivateResponse, error)
+	Instances(*InstancesRequest, grpc.ServerStreamingServer[InstancesResponse]) error
+	Deactivate(context.Context, *DeactivateRequest) (*DeactivateResponse, error)
+	Finalize(context.Context, *FinalizeRequest) (*FinalizeResponse, error)
+	Reverse(context.Context, *ReverseRequest) (*ReverseResponse, error)
+	// Ability "networker".
+	Networks(*NetworksRequest, grpc.ServerStreamingServer[NetworksResponse]) error
+	CreateNetwork(context.Context, *CreateNetworkRequest) (*CreateNetworkResponse, error)
+	RemoveNetwork(context.Context, *RemoveNetworkRequest) (*RemoveNetworkResponse, error)
+	// Ability "pools".
+	Capacity(context.Context, *CapacityRequest) (*CapacityResponse, error)
+	SetLimits(context.Context, *SetLimitsRequest) (*SetLimitsResponse, error)
+	Usage(context.Context, *UsageRequest) (*UsageResponse, error)
+	// Ability "console".
+	Screenshot(context.Context, *ScreenshotRequest) (*ScreenshotResponse, error)
+	// Ability "guest".
+	GuestInfo(context.Context, *GuestInfoRequest) (*GuestInfoResponse, error)
+	// CloseDisk ends what OpenDisk, OpenDraftDisk, OpenPoint or
+	// OpenPointDraftDisk opened. An unknown handle is no error.
 	CloseDisk(context.Context, *CloseDiskRequest) (*CloseDiskResponse, error)
 	mustEmbedUnimplementedPluginServiceServer()
 }
@@ -390,6 +742,78 @@ func (UnimplementedPluginServiceServer) Stop(context.Context, *StopRequest) (*St
 }
 func (UnimplementedPluginServiceServer) Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error {
 	return status.Error(codes.Unimplemented, "method Watch not implemented")
+}
+func (UnimplementedPluginServiceServer) Replicas(*ReplicasRequest, grpc.ServerStreamingServer[ReplicasResponse]) error {
+	return status.Error(codes.Unimplemented, "method Replicas not implemented")
+}
+func (UnimplementedPluginServiceServer) CreateReplica(context.Context, *CreateReplicaRequest) (*CreateReplicaResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CreateReplica not implemented")
+}
+func (UnimplementedPluginServiceServer) DraftPoint(context.Context, *DraftPointRequest) (*DraftPointResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DraftPoint not implemented")
+}
+func (UnimplementedPluginServiceServer) OpenPointDraftDisk(context.Context, *OpenPointDraftDiskRequest) (*OpenPointDraftDiskResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method OpenPointDraftDisk not implemented")
+}
+func (UnimplementedPluginServiceServer) CommitPoint(context.Context, *CommitPointRequest) (*CommitPointResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CommitPoint not implemented")
+}
+func (UnimplementedPluginServiceServer) AbortPoint(context.Context, *AbortPointRequest) (*AbortPointResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AbortPoint not implemented")
+}
+func (UnimplementedPluginServiceServer) OpenPoint(context.Context, *OpenPointRequest) (*OpenPointResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method OpenPoint not implemented")
+}
+func (UnimplementedPluginServiceServer) HoldPoint(context.Context, *HoldPointRequest) (*HoldPointResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method HoldPoint not implemented")
+}
+func (UnimplementedPluginServiceServer) ReleasePoint(context.Context, *ReleasePointRequest) (*ReleasePointResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReleasePoint not implemented")
+}
+func (UnimplementedPluginServiceServer) RemovePoint(context.Context, *RemovePointRequest) (*RemovePointResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RemovePoint not implemented")
+}
+func (UnimplementedPluginServiceServer) RemoveReplica(context.Context, *RemoveReplicaRequest) (*RemoveReplicaResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RemoveReplica not implemented")
+}
+func (UnimplementedPluginServiceServer) Activate(context.Context, *ActivateRequest) (*ActivateResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Activate not implemented")
+}
+func (UnimplementedPluginServiceServer) Instances(*InstancesRequest, grpc.ServerStreamingServer[InstancesResponse]) error {
+	return status.Error(codes.Unimplemented, "method Instances not implemented")
+}
+func (UnimplementedPluginServiceServer) Deactivate(context.Context, *DeactivateRequest) (*DeactivateResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Deactivate not implemented")
+}
+func (UnimplementedPluginServiceServer) Finalize(context.Context, *FinalizeRequest) (*FinalizeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Finalize not implemented")
+}
+func (UnimplementedPluginServiceServer) Reverse(context.Context, *ReverseRequest) (*ReverseResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Reverse not implemented")
+}
+func (UnimplementedPluginServiceServer) Networks(*NetworksRequest, grpc.ServerStreamingServer[NetworksResponse]) error {
+	return status.Error(codes.Unimplemented, "method Networks not implemented")
+}
+func (UnimplementedPluginServiceServer) CreateNetwork(context.Context, *CreateNetworkRequest) (*CreateNetworkResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CreateNetwork not implemented")
+}
+func (UnimplementedPluginServiceServer) RemoveNetwork(context.Context, *RemoveNetworkRequest) (*RemoveNetworkResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RemoveNetwork not implemented")
+}
+func (UnimplementedPluginServiceServer) Capacity(context.Context, *CapacityRequest) (*CapacityResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Capacity not implemented")
+}
+func (UnimplementedPluginServiceServer) SetLimits(context.Context, *SetLimitsRequest) (*SetLimitsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetLimits not implemented")
+}
+func (UnimplementedPluginServiceServer) Usage(context.Context, *UsageRequest) (*UsageResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Usage not implemented")
+}
+func (UnimplementedPluginServiceServer) Screenshot(context.Context, *ScreenshotRequest) (*ScreenshotResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Screenshot not implemented")
+}
+func (UnimplementedPluginServiceServer) GuestInfo(context.Context, *GuestInfoRequest) (*GuestInfoResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GuestInfo not implemented")
 }
 func (UnimplementedPluginServiceServer) CloseDisk(context.Context, *CloseDiskRequest) (*CloseDiskResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CloseDisk not implemented")
@@ -700,6 +1124,417 @@ func _PluginService_Watch_Handler(srv interface{}, stream grpc.ServerStream) err
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type PluginService_WatchServer = grpc.ServerStreamingServer[WatchResponse]
 
+func _PluginService_Replicas_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ReplicasRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(PluginServiceServer).Replicas(m, &grpc.GenericServerStream[ReplicasRequest, ReplicasResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type PluginService_ReplicasServer = grpc.ServerStreamingServer[ReplicasResponse]
+
+func _PluginService_CreateReplica_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CreateReplicaRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PluginServiceServer).CreateReplica(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PluginService_CreateReplica_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PluginServiceServer).CreateReplica(ctx, req.(*CreateReplicaRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PluginService_DraftPoint_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DraftPointRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PluginServiceServer).DraftPoint(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PluginService_DraftPoint_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PluginServiceServer).DraftPoint(ctx, req.(*DraftPointRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PluginService_OpenPointDraftDisk_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(OpenPointDraftDiskRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PluginServiceServer).OpenPointDraftDisk(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PluginService_OpenPointDraftDisk_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PluginServiceServer).OpenPointDraftDisk(ctx, req.(*OpenPointDraftDiskRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PluginService_CommitPoint_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CommitPointRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PluginServiceServer).CommitPoint(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PluginService_CommitPoint_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PluginServiceServer).CommitPoint(ctx, req.(*CommitPointRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PluginService_AbortPoint_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AbortPointRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PluginServiceServer).AbortPoint(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PluginService_AbortPoint_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PluginServiceServer).AbortPoint(ctx, req.(*AbortPointRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PluginService_OpenPoint_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(OpenPointRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PluginServiceServer).OpenPoint(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PluginService_OpenPoint_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PluginServiceServer).OpenPoint(ctx, req.(*OpenPointRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PluginService_HoldPoint_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(HoldPointRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PluginServiceServer).HoldPoint(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PluginService_HoldPoint_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PluginServiceServer).HoldPoint(ctx, req.(*HoldPointRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PluginService_ReleasePoint_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReleasePointRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PluginServiceServer).ReleasePoint(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PluginService_ReleasePoint_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PluginServiceServer).ReleasePoint(ctx, req.(*ReleasePointRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PluginService_RemovePoint_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RemovePointRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PluginServiceServer).RemovePoint(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PluginService_RemovePoint_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PluginServiceServer).RemovePoint(ctx, req.(*RemovePointRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PluginService_RemoveReplica_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RemoveReplicaRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PluginServiceServer).RemoveReplica(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PluginService_RemoveReplica_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PluginServiceServer).RemoveReplica(ctx, req.(*RemoveReplicaRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PluginService_Activate_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ActivateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PluginServiceServer).Activate(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PluginService_Activate_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PluginServiceServer).Activate(ctx, req.(*ActivateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PluginService_Instances_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(InstancesRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(PluginServiceServer).Instances(m, &grpc.GenericServerStream[InstancesRequest, InstancesResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type PluginService_InstancesServer = grpc.ServerStreamingServer[InstancesResponse]
+
+func _PluginService_Deactivate_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeactivateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PluginServiceServer).Deactivate(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PluginService_Deactivate_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PluginServiceServer).Deactivate(ctx, req.(*DeactivateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PluginService_Finalize_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(FinalizeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PluginServiceServer).Finalize(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PluginService_Finalize_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PluginServiceServer).Finalize(ctx, req.(*FinalizeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PluginService_Reverse_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReverseRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PluginServiceServer).Reverse(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PluginService_Reverse_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PluginServiceServer).Reverse(ctx, req.(*ReverseRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PluginService_Networks_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(NetworksRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(PluginServiceServer).Networks(m, &grpc.GenericServerStream[NetworksRequest, NetworksResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type PluginService_NetworksServer = grpc.ServerStreamingServer[NetworksResponse]
+
+func _PluginService_CreateNetwork_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CreateNetworkRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PluginServiceServer).CreateNetwork(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PluginService_CreateNetwork_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PluginServiceServer).CreateNetwork(ctx, req.(*CreateNetworkRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PluginService_RemoveNetwork_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RemoveNetworkRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PluginServiceServer).RemoveNetwork(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PluginService_RemoveNetwork_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PluginServiceServer).RemoveNetwork(ctx, req.(*RemoveNetworkRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PluginService_Capacity_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CapacityRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PluginServiceServer).Capacity(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PluginService_Capacity_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PluginServiceServer).Capacity(ctx, req.(*CapacityRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PluginService_SetLimits_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetLimitsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PluginServiceServer).SetLimits(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PluginService_SetLimits_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PluginServiceServer).SetLimits(ctx, req.(*SetLimitsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PluginService_Usage_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UsageRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PluginServiceServer).Usage(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PluginService_Usage_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PluginServiceServer).Usage(ctx, req.(*UsageRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PluginService_Screenshot_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ScreenshotRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PluginServiceServer).Screenshot(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PluginService_Screenshot_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PluginServiceServer).Screenshot(ctx, req.(*ScreenshotRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PluginService_GuestInfo_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GuestInfoRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PluginServiceServer).GuestInfo(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PluginService_GuestInfo_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PluginServiceServer).GuestInfo(ctx, req.(*GuestInfoRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _PluginService_CloseDisk_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(CloseDiskRequest)
 	if err := dec(in); err != nil {
@@ -782,6 +1617,90 @@ var PluginService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _PluginService_Stop_Handler,
 		},
 		{
+			MethodName: "CreateReplica",
+			Handler:    _PluginService_CreateReplica_Handler,
+		},
+		{
+			MethodName: "DraftPoint",
+			Handler:    _PluginService_DraftPoint_Handler,
+		},
+		{
+			MethodName: "OpenPointDraftDisk",
+			Handler:    _PluginService_OpenPointDraftDisk_Handler,
+		},
+		{
+			MethodName: "CommitPoint",
+			Handler:    _PluginService_CommitPoint_Handler,
+		},
+		{
+			MethodName: "AbortPoint",
+			Handler:    _PluginService_AbortPoint_Handler,
+		},
+		{
+			MethodName: "OpenPoint",
+			Handler:    _PluginService_OpenPoint_Handler,
+		},
+		{
+			MethodName: "HoldPoint",
+			Handler:    _PluginService_HoldPoint_Handler,
+		},
+		{
+			MethodName: "ReleasePoint",
+			Handler:    _PluginService_ReleasePoint_Handler,
+		},
+		{
+			MethodName: "RemovePoint",
+			Handler:    _PluginService_RemovePoint_Handler,
+		},
+		{
+			MethodName: "RemoveReplica",
+			Handler:    _PluginService_RemoveReplica_Handler,
+		},
+		{
+			MethodName: "Activate",
+			Handler:    _PluginService_Activate_Handler,
+		},
+		{
+			MethodName: "Deactivate",
+			Handler:    _PluginService_Deactivate_Handler,
+		},
+		{
+			MethodName: "Finalize",
+			Handler:    _PluginService_Finalize_Handler,
+		},
+		{
+			MethodName: "Reverse",
+			Handler:    _PluginService_Reverse_Handler,
+		},
+		{
+			MethodName: "CreateNetwork",
+			Handler:    _PluginService_CreateNetwork_Handler,
+		},
+		{
+			MethodName: "RemoveNetwork",
+			Handler:    _PluginService_RemoveNetwork_Handler,
+		},
+		{
+			MethodName: "Capacity",
+			Handler:    _PluginService_Capacity_Handler,
+		},
+		{
+			MethodName: "SetLimits",
+			Handler:    _PluginService_SetLimits_Handler,
+		},
+		{
+			MethodName: "Usage",
+			Handler:    _PluginService_Usage_Handler,
+		},
+		{
+			MethodName: "Screenshot",
+			Handler:    _PluginService_Screenshot_Handler,
+		},
+		{
+			MethodName: "GuestInfo",
+			Handler:    _PluginService_GuestInfo_Handler,
+		},
+		{
 			MethodName: "CloseDisk",
 			Handler:    _PluginService_CloseDisk_Handler,
 		},
@@ -800,6 +1719,21 @@ var PluginService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Watch",
 			Handler:       _PluginService_Watch_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Replicas",
+			Handler:       _PluginService_Replicas_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Instances",
+			Handler:       _PluginService_Instances_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Networks",
+			Handler:       _PluginService_Networks_Handler,
 			ServerStreams: true,
 		},
 	},
