@@ -42,6 +42,11 @@ func (d *disk) closed() {
 	})
 }
 
+func (d *disk) read(n int64) {
+	d.life.moved.Add(n)
+	d.meter().count(func(m *PluginMetrics) { m.ReadBytes += n })
+}
+
 func (d *disk) meter() *meter { return d.life.slot.host.meter(d.life.slot.endpoint.Plugin) }
 
 // named says whose disk it is that cannot be read or written.
@@ -74,8 +79,7 @@ func (r *reader) Size() int64 { return r.inner.Size() }
 // ReadAt reads and counts.
 func (r *reader) ReadAt(p []byte, off int64) (int, error) {
 	n, err := r.inner.ReadAt(p, off)
-	r.life.moved.Add(int64(n))
-	r.meter().count(func(m *PluginMetrics) { m.ReadBytes += int64(n) })
+	r.read(int64(n))
 	return n, r.named("read", err)
 }
 

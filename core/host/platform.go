@@ -86,7 +86,7 @@ type nothing = struct{}
 
 // change is actOf for a call that changes something and answers nothing.
 func change[A any](ctx context.Context, p *Platform, op sdk.Op, name sdk.Ability, method string, call func(A) error) error {
-	_, err := actOf(context.WithValue(ctx, opKey{}, op), p, name, method, func(found A) (nothing, error) { return nothing{}, call(found) })
+	_, err := actOf(doing(ctx, op), p, name, method, func(found A) (nothing, error) { return nothing{}, call(found) })
 	return err
 }
 
@@ -132,40 +132,67 @@ func list[T any](ctx context.Context, p *Platform, method string, open func(sdk.
 	}
 }
 
+// listOf is list for a call of an ability.
+func listOf[A, T any](ctx context.Context, p *Platform, name sdk.Ability, method string, call func(A) iter.Seq2[T, error]) iter.Seq2[T, error] {
+	return list(ctx, p, method, func(now sdk.Platform) (iter.Seq2[T, error], error) {
+		found, ok := sdk.As[A](now)
+		if !ok {
+			return nil, sdk.Errorf(sdk.ErrUnsupported, sdk.FaultPlugin, "it does not offer %s", name)
+		}
+		return call(found), nil
+	})
+}
+
+// openOf is openOn for a call of an ability, on the process of this moment.
+func openOf[A, T any](ctx context.Context, p *Platform, name sdk.Ability, method string, call func(A) (T, error), wrap func(*life, T) T) (T, error) {
+	l, err := p.now(ctx)
+	if err != nil {
+		var none T
+		return none, err
+	}
+	return openOn(ctx, l, method, func(now sdk.Platform) (T, error) {
+		found, ok := sdk.As[A](now)
+		if !ok {
+			var none T
+			return none, sdk.Errorf(sdk.ErrUnsupported, sdk.FaultPlugin, "it does not offer %s", name)
+		}
+		return call(found)
+	}, func(opened T) T { return wrap(l, opened) })
+}
+
+// doing puts an operation's id into what is logged of a call.
+func doing(ctx context.Context, op sdk.Op) context.Context {
+	return context.WithValue(ctx, opKey{}, op)
+}
+
 // As finds an ability.
 func (p *Platform) As(target any) bool {
-	has := func(a sdk.Ability) bool {
-		abilities := p.slot.Load().abilities.Load()
-		return abilities != nil && slices.Contains(*abilities, a)
+	return grant[sdk.Source](p, target, sdk.AbilitySource) ||
+		grant[sdk.ChangeTracker](p, target, sdk.AbilityChangeTracker) ||
+		grant[sdk.Target](p, target, sdk.AbilityTarget) ||
+		grant[sdk.Power](p, target, sdk.AbilityPower) ||
+		grant[sdk.Watcher](p, target, sdk.AbilityWatcher) ||
+		grant[sdk.Replicator](p, target, sdk.AbilityReplicator) ||
+		grant[sdk.Activator](p, target, sdk.AbilityActivator) ||
+		grant[sdk.Networker](p, target, sdk.AbilityNetworker) ||
+		grant[sdk.Pools](p, target, sdk.AbilityPools) ||
+		grant[sdk.Console](p, target, sdk.AbilityConsole) ||
+		grant[sdk.Guest](p, target, sdk.AbilityGuest)
+}
+
+// grant sets the interface that target points to, if it is a T and the process
+// advertised the ability.
+func grant[T any](p *Platform, target any, a sdk.Ability) bool {
+	to, ok := target.(*T)
+	if !ok {
+		return false
 	}
-	switch to := target.(type) {
-	case *sdk.Source:
-		if has(sdk.AbilitySource) {
-			*to = p
-			return true
-		}
-	case *sdk.ChangeTracker:
-		if has(sdk.AbilityChangeTracker) {
-			*to = p
-			return true
-		}
-	case *sdk.Target:
-		if has(sdk.AbilityTarget) {
-			*to = p
-			return true
-		}
-	case *sdk.Power:
-		if has(sdk.AbilityPower) {
-			*to = p
-			return true
-		}
-	case *sdk.Watcher:
-		if has(sdk.AbilityWatcher) {
-			*to = p
-			return true
-		}
+	abilities := p.slot.Load().abilities.Load()
+	if abilities == nil || !slices.Contains(*abilities, a) {
+		return false
 	}
-	return false
+	*to = any(p).(T) // it is all of them
+	return true
 }
 
 // Machines lists the inventory.
@@ -180,7 +207,7 @@ func (p *Platform) Probe(ctx context.Context, subject sdk.Subject) (sdk.Report, 
 
 // Cancel asks the back-end to give up an operation.
 func (p *Platform) Cancel(ctx context.Context, opID string) error {
-	_, err := act(context.WithValue(ctx, opKey{}, sdk.Op{ID: opID}), p, "Cancel", func(now sdk.Platform) (nothing, error) {
+	_, err := act(doing(ctx, sdk.Op{ID: opID}), p, "Cancel", func(now sdk.Platform) (nothing, error) {
 		return nothing{}, now.Cancel(ctx, opID)
 	})
 	return err
@@ -194,24 +221,16 @@ func (p *Platform) Close() error {
 
 // Snapshot fixes one moment of a machine.
 func (p *Platform) Snapshot(ctx context.Context, op sdk.Op, req sdk.SnapshotRequest) (sdk.Snapshot, error) {
-	return actOf(context.WithValue(ctx, opKey{}, op), p, sdk.AbilitySource, "Snapshot", func(source sdk.Source) (sdk.Snapshot, error) {
+	return actOf(doing(ctx, op), p, sdk.AbilitySource, "Snapshot", func(source sdk.Source) (sdk.Snapshot, error) {
 		return source.Snapshot(ctx, op, req)
 	})
 }
 
 // OpenDisk reads one disk of a snapshot. The reader ends with its process.
 func (p *Platform) OpenDisk(ctx context.Context, snap sdk.Snapshot, disk sdk.DiskID) (sdk.BlockReader, error) {
-	l, err := p.now(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return openOn(ctx, l, "OpenDisk", func(now sdk.Platform) (sdk.BlockReader, error) {
-		source, ok := sdk.As[sdk.Source](now)
-		if !ok {
-			return nil, sdk.Errorf(sdk.ErrUnsupported, sdk.FaultPlugin, "it does not offer %s", sdk.AbilitySource)
-		}
+	return openOf(ctx, p, sdk.AbilitySource, "OpenDisk", func(source sdk.Source) (sdk.BlockReader, error) {
 		return source.OpenDisk(ctx, snap, disk)
-	}, func(r sdk.BlockReader) sdk.BlockReader { return newReader(l, r) })
+	}, func(l *life, r sdk.BlockReader) sdk.BlockReader { return newReader(l, r) })
 }
 
 // EndSnapshot releases a snapshot.
@@ -221,12 +240,8 @@ func (p *Platform) EndSnapshot(ctx context.Context, op sdk.Op, snap sdk.Snapshot
 
 // Changed lists what changed.
 func (p *Platform) Changed(ctx context.Context, snap sdk.Snapshot, disk sdk.DiskID) iter.Seq2[sdk.Extent, error] {
-	return list(ctx, p, "Changed", func(now sdk.Platform) (iter.Seq2[sdk.Extent, error], error) {
-		tracker, ok := sdk.As[sdk.ChangeTracker](now)
-		if !ok {
-			return nil, sdk.Errorf(sdk.ErrUnsupported, sdk.FaultPlugin, "it does not offer %s", sdk.AbilityChangeTracker)
-		}
-		return tracker.Changed(ctx, snap, disk), nil
+	return listOf(ctx, p, sdk.AbilityChangeTracker, "Changed", func(tracker sdk.ChangeTracker) iter.Seq2[sdk.Extent, error] {
+		return tracker.Changed(ctx, snap, disk)
 	})
 }
 
@@ -239,29 +254,21 @@ func (p *Platform) ReleaseMark(ctx context.Context, op sdk.Op, machine sdk.Machi
 
 // CreateDraft makes room for a machine.
 func (p *Platform) CreateDraft(ctx context.Context, op sdk.Op, spec sdk.DraftSpec) (sdk.Draft, error) {
-	return actOf(context.WithValue(ctx, opKey{}, op), p, sdk.AbilityTarget, "CreateDraft", func(target sdk.Target) (sdk.Draft, error) {
+	return actOf(doing(ctx, op), p, sdk.AbilityTarget, "CreateDraft", func(target sdk.Target) (sdk.Draft, error) {
 		return target.CreateDraft(ctx, op, spec)
 	})
 }
 
 // OpenDraftDisk opens a disk for writing. The writer ends with its process.
 func (p *Platform) OpenDraftDisk(ctx context.Context, op sdk.Op, draft sdk.Draft, disk sdk.DiskID) (sdk.BlockWriter, error) {
-	l, err := p.now(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return openOn(context.WithValue(ctx, opKey{}, op), l, "OpenDraftDisk", func(now sdk.Platform) (sdk.BlockWriter, error) {
-		target, ok := sdk.As[sdk.Target](now)
-		if !ok {
-			return nil, sdk.Errorf(sdk.ErrUnsupported, sdk.FaultPlugin, "it does not offer %s", sdk.AbilityTarget)
-		}
+	return openOf(doing(ctx, op), p, sdk.AbilityTarget, "OpenDraftDisk", func(target sdk.Target) (sdk.BlockWriter, error) {
 		return target.OpenDraftDisk(ctx, op, draft, disk)
-	}, func(w sdk.BlockWriter) sdk.BlockWriter { return newWriter(l, w) })
+	}, func(l *life, w sdk.BlockWriter) sdk.BlockWriter { return newWriter(l, w) })
 }
 
 // CommitDraft makes a draft a machine.
 func (p *Platform) CommitDraft(ctx context.Context, op sdk.Op, draft sdk.Draft) (sdk.MachineID, error) {
-	return actOf(context.WithValue(ctx, opKey{}, op), p, sdk.AbilityTarget, "CommitDraft", func(target sdk.Target) (sdk.MachineID, error) {
+	return actOf(doing(ctx, op), p, sdk.AbilityTarget, "CommitDraft", func(target sdk.Target) (sdk.MachineID, error) {
 		return target.CommitDraft(ctx, op, draft)
 	})
 }
