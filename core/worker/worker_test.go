@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -119,6 +120,10 @@ func appendInt(b []byte, n int) []byte {
 	return append(b, byte('0'+n%10))
 }
 
+// throughWorker are the checks that the way through a worker could break, and
+// that are soon over: calls, errors and streams of every kind, and bytes.
+var throughWorker = regexp.MustCompile("^(platform|power|watcher|networker|pools|console|guest)/|reader|data-cut|becomes-a-machine|what-was-written|can-be-read")
+
 func TestConformanceThroughAWorker(t *testing.T) {
 	h := open(t)
 	h.employ(t, h.enrol(t, "w1"))
@@ -151,7 +156,7 @@ func TestConformanceThroughAWorker(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return conformance.Fixture{
+		f := conformance.Fixture{
 			Platform: p.Platform, Process: process, Wire: wire, Machine: m.ID,
 			Fresh: func() (sdk.Platform, error) {
 				p, err := process()
@@ -163,6 +168,10 @@ func TestConformanceThroughAWorker(t *testing.T) {
 				NICs: []sdk.NIC{{MAC: "52:54:00:aa:bb:cc", Network: "default", Model: "virtio"}}}},
 			Space: "ours", Foreign: "theirs", Epoch: 1,
 		}
+		if testing.Short() {
+			f.Only = throughWorker
+		}
+		return f
 	})
 }
 
