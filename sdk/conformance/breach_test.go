@@ -120,6 +120,66 @@ var breaches = []breach{
 	{check: "watcher/killed-in-watch", breach: sim.BreachWatchLocks},
 	{check: "watcher/ends-with-its-context", breach: sim.BreachWatchOutlivesContext},
 
+	{check: "replicator/unknown-names", breach: sim.BreachUnknownPointInvalid},
+	{check: "replicator/point-is-what-was-written", breach: sim.BreachAchievedLost},
+	{check: "replicator/next-point-begins-as-its-base", breach: sim.BreachGrownEndIsNotZero},
+	{check: "replicator/draft-is-no-point", breach: sim.BreachPointDraftUnlisted},
+	{check: "replicator/repeats", breach: sim.BreachCommittedPointAborted},
+	{check: "replicator/abort-leaves-nothing", breach: sim.BreachPointAbortLeavesFile},
+	{check: "replicator/removed-replica-leaves-nothing", breach: sim.BreachRemovedReplicaLeaves},
+	{check: "replicator/draft-can-be-read", breach: sim.BreachDraftReadsBase},
+	{check: "replicator/writer-before-is-fenced", breach: sim.BreachPointReopenKeepsWriter},
+	{check: "replicator/newer-claim-takes-over", breach: sim.BreachSecondPointDraftEnds},
+	{check: "replicator/older-claim-is-fenced", breach: sim.BreachOlderClaimRemovesPoint},
+	{check: "replicator/foreign-space-is-denied", breach: sim.BreachForeignSpaceReads},
+	{check: "replicator/base-is-the-youngest", breach: sim.BreachAnyBase},
+	{check: "replicator/points-go-in-any-order", breach: sim.BreachRemovalSpoils},
+	{check: "replicator/held-point-stays", breach: sim.BreachHoldForgotten},
+	{check: "replicator/no-more-points-than-said", breach: sim.BreachTooManyPoints},
+	{check: "replicator/seed", breach: sim.BreachRunningSeedTaken},
+	{check: "replicator/parallel-calls", breach: sim.BreachParallelPointDraftBusy},
+	{check: "replicator/killed-in-draft", breach: sim.BreachDraftPointLocks},
+	{check: "replicator/killed-while-written", breach: sim.BreachKilledPointWriterStays},
+	{check: "replicator/killed-in-commit", breach: sim.BreachCommitPointLocks},
+	{check: "replicator/killed-in-remove", breach: sim.BreachRemovePointLocks},
+	{check: "replicator/stopped-process-cannot-write", breach: sim.BreachPointWriteFencedEarly},
+	{check: "replicator/stopped-process-cannot-commit", breach: sim.BreachPointCommitFencedEarly},
+
+	{check: "activator/unknown-names", breach: sim.BreachUnknownInstanceInvalid},
+	{check: "activator/runs-a-point", breach: sim.BreachUnmappedConnected},
+	{check: "activator/point-stays-as-it-was", breach: sim.BreachInstanceInPoint},
+	{check: "activator/repeats", breach: sim.BreachRepeatStaysOff},
+	{check: "activator/needs-its-point", breach: sim.BreachRunningPointRemoved},
+	{check: "activator/second-real-is-busy", breach: sim.BreachSecondRealReplaces},
+	{check: "activator/real-ends-older-writers", breach: sim.BreachActivatedWritersGoOn},
+	{check: "activator/test-leaves-replication-alone", breach: sim.BreachTestFenced},
+	{check: "activator/deactivate-leaves-nothing", breach: sim.BreachDeactivateLeavesFile},
+	{check: "activator/kept-layer-runs-again", breach: sim.BreachKeptLayerEmpty},
+	{check: "activator/older-claim-is-fenced", breach: sim.BreachOlderClaimDeactivates},
+	{check: "activator/foreign-space-is-denied", breach: sim.BreachForeignSpaceActivates},
+	{check: "activator/finalize", breach: sim.BreachFinalizeKeepsReplica},
+	{check: "activator/reverse", breach: sim.BreachReverseMarksNow},
+	{check: "activator/killed-in-activate", breach: sim.BreachActivateLocks},
+	{check: "activator/killed-in-deactivate", breach: sim.BreachDeactivateLocks},
+	{check: "activator/killed-in-finalize", breach: sim.BreachFinalizeLocks},
+	{check: "activator/stopped-process-is-fenced", breach: sim.BreachActivateFencedEarly},
+
+	{check: "networker/create-repeats", breach: sim.BreachNetworkNotOurs},
+	{check: "networker/foreign-space-is-denied", breach: sim.BreachForeignSpaceDisconnects},
+	{check: "networker/refusals", breach: sim.BreachTakenNameShared},
+	{check: "networker/used-is-busy", breach: sim.BreachUsedNetworkRemoved},
+	{check: "networker/older-claim-is-fenced", breach: sim.BreachOlderClaimDisconnects},
+
+	{check: "pools/capacity", breach: sim.BreachMoreFreeThanThereIs},
+	{check: "pools/usage", breach: sim.BreachStorageNotCounted},
+	{check: "pools/enforced-limits", breach: sim.BreachLimitsNotKept},
+
+	{check: "console/screenshot", breach: sim.BreachScreenshotIsNone},
+	{check: "console/foreign-space-is-denied", breach: sim.BreachForeignSpaceLooks},
+
+	{check: "guest/info", breach: sim.BreachOffGuestInvalid},
+	{check: "guest/foreign-space-is-denied", breach: sim.BreachForeignSpaceAsks},
+
 	{check: "platform/calls-return-in-time", slow: true},
 	{check: "platform/pending-says-how-far", breach: sim.BreachProgressFalls},
 	{check: "platform/errors-mean-one-thing", breach: sim.BreachErrorIsTwo},
@@ -175,7 +235,7 @@ func broken(t *testing.T, breach sim.Breach, wired, late bool) conformance.Fixtu
 	case wired:
 		return overGRPC(t, sim.Settings{}, breach)
 	}
-	return inMemory(t, sim.Settings{}, breach)
+	return inMemory(t, sim.Settings{MaxPoints: 5}, breach)
 }
 
 // slow is a call limit that no call here comes near unless it is made to.

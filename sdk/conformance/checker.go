@@ -107,22 +107,27 @@ type checker struct {
 	cleanup []func()
 }
 
-func (c *checker) offers(a sdk.Ability) bool {
-	var ok bool
-	switch a {
-	case sdk.AbilitySource:
-		_, ok = sdk.As[sdk.Source](c.Platform)
-	case sdk.AbilityChangeTracker:
-		_, ok = sdk.As[sdk.ChangeTracker](c.Platform)
-	case sdk.AbilityTarget:
-		_, ok = sdk.As[sdk.Target](c.Platform)
-	case sdk.AbilityPower:
-		_, ok = sdk.As[sdk.Power](c.Platform)
-	case sdk.AbilityWatcher:
-		_, ok = sdk.As[sdk.Watcher](c.Platform)
-	}
+// offering finds an ability, whichever it is, at a platform.
+var offering = map[sdk.Ability]func(sdk.Platform) bool{
+	sdk.AbilitySource:        is[sdk.Source],
+	sdk.AbilityChangeTracker: is[sdk.ChangeTracker],
+	sdk.AbilityTarget:        is[sdk.Target],
+	sdk.AbilityPower:         is[sdk.Power],
+	sdk.AbilityWatcher:       is[sdk.Watcher],
+	sdk.AbilityReplicator:    is[sdk.Replicator],
+	sdk.AbilityActivator:     is[sdk.Activator],
+	sdk.AbilityNetworker:     is[sdk.Networker],
+	sdk.AbilityPools:         is[sdk.Pools],
+	sdk.AbilityConsole:       is[sdk.Console],
+	sdk.AbilityGuest:         is[sdk.Guest],
+}
+
+func is[T any](p sdk.Platform) bool {
+	_, ok := sdk.As[T](p)
 	return ok
 }
+
+func (c *checker) offers(a sdk.Ability) bool { return offering[a](c.Platform) }
 
 func (c *checker) errorf(format string, args ...any) {
 	c.result.Problems = append(c.result.Problems, fmt.Sprintf(format, args...))
@@ -217,6 +222,10 @@ func (c *checker) source(p sdk.Platform) sdk.Source         { return need[sdk.So
 func (c *checker) tracker(p sdk.Platform) sdk.ChangeTracker { return need[sdk.ChangeTracker](c, p) }
 func (c *checker) target(p sdk.Platform) sdk.Target         { return need[sdk.Target](c, p) }
 func (c *checker) power(p sdk.Platform) sdk.Power           { return need[sdk.Power](c, p) }
+func (c *checker) replicator(p sdk.Platform) sdk.Replicator { return need[sdk.Replicator](c, p) }
+func (c *checker) activator(p sdk.Platform) sdk.Activator   { return need[sdk.Activator](c, p) }
+func (c *checker) networker(p sdk.Platform) sdk.Networker   { return need[sdk.Networker](c, p) }
+func (c *checker) pools(p sdk.Platform) sdk.Pools           { return need[sdk.Pools](c, p) }
 
 func need[T any](c *checker, p sdk.Platform) T {
 	found, ok := sdk.As[T](p)

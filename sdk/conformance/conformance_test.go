@@ -36,7 +36,7 @@ func fixture(t *testing.T, hv *sim.Hypervisor, sizes []int64, open func() (confo
 			return p.Platform, err
 		},
 		Write: func(disk sdk.DiskID, off int64, data []byte) error { return hv.WriteDisk(m.ID, disk, off, data) },
-		Read:  hv.ReadDisk, Remove: hv.DeleteMachine, Objects: hv.Objects,
+		Read:  hv.ReadDisk, Remove: hv.DeleteMachine, Objects: hv.Objects, WriteInstance: hv.WriteDisk,
 		Draft: sdk.DraftSpec{Machine: sdk.Machine{
 			Name: "new", CPUs: 2, MemoryBytes: 1 << 30,
 			NICs: []sdk.NIC{{MAC: "52:54:00:aa:bb:cc", Network: "default", Model: "virtio"}},
@@ -68,6 +68,7 @@ func signals(p *sim.Platform, face sdk.Platform, end func()) conformance.Process
 // variants are the ways in which a back-end may honestly differ.
 var variants = map[string]sim.Settings{
 	"plain":      {},
+	"few points": {MaxPoints: 5},
 	"sequential": {Shape: sdk.ShapeSequential},
 	"no quiesce": {Quiesce: sdk.QuiesceNone},
 	"pending":    {Faults: pending()},
@@ -77,7 +78,11 @@ var variants = map[string]sim.Settings{
 
 func pending() []sim.Fault {
 	var faults []sim.Fault
-	for _, call := range []string{"Snapshot", "EndSnapshot", "ReleaseMark", "CreateDraft", "CommitDraft", "AbortDraft", "Start", "Stop"} {
+	for _, call := range []string{
+		"Snapshot", "EndSnapshot", "ReleaseMark", "CreateDraft", "CommitDraft", "AbortDraft", "Start", "Stop",
+		"CreateReplica", "DraftPoint", "CommitPoint", "AbortPoint", "HoldPoint", "ReleasePoint", "RemovePoint", "RemoveReplica",
+		"Activate", "Deactivate", "Finalize", "Reverse", "CreateNetwork", "RemoveNetwork", "SetLimits",
+	} {
 		faults = append(faults, sim.Fault{Call: call, Action: sim.ActionPending, Times: 1})
 	}
 	return faults

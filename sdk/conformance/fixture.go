@@ -38,7 +38,10 @@ type Fixture struct {
 	// the write can be seen by a snapshot taken after it.
 	Write func(disk sdk.DiskID, off int64, data []byte) error
 
-	// Draft is what a new machine is like, without disks: a name, CPUs, memory,
+	// WriteInstance is Write for the machine of an instance of a replica.
+	WriteInstance func(machine sdk.MachineID, disk sdk.DiskID, off int64, data []byte) error
+
+	// Draft is what a new machine, and a replica, is like, without disks: a name, CPUs, memory,
 	// NICs with networks that exist. A zero Draft is a machine called
 	// "conformance" with one CPU and 64 MiB.
 	Draft sdk.DraftSpec
@@ -117,7 +120,8 @@ type Result struct {
 // look back at all calls that the others have made.
 func Checks() []Check {
 	return slices.Concat(platformChecks, sourceChecks, sourceTroubleChecks, trackerChecks, trackerTroubleChecks,
-		targetChecks, targetTroubleChecks, powerChecks, watcherChecks, ledgerChecks)
+		targetChecks, targetTroubleChecks, powerChecks, watcherChecks, replicatorChecks, replicatorTroubleChecks,
+		activatorChecks, surroundingsChecks, ledgerChecks)
 }
 
 // Verify runs every check that the fixture picks and calls report after each.

@@ -118,6 +118,36 @@ func (g *guard) As(target any) bool {
 		w, ok := sdk.As[sdk.Watcher](g.Platform)
 		*to = w
 		return ok
+	case *sdk.Replicator:
+		if r, ok := sdk.As[sdk.Replicator](g.Platform); ok {
+			*to = guardedReplicator{r, g.ledger}
+			return true
+		}
+	case *sdk.Activator:
+		if a, ok := sdk.As[sdk.Activator](g.Platform); ok {
+			*to = guardedActivator{a, g.ledger}
+			return true
+		}
+	case *sdk.Networker:
+		if n, ok := sdk.As[sdk.Networker](g.Platform); ok {
+			*to = guardedNetworker{n, g.ledger}
+			return true
+		}
+	case *sdk.Pools:
+		if p, ok := sdk.As[sdk.Pools](g.Platform); ok {
+			*to = guardedPools{p, g.ledger}
+			return true
+		}
+	case *sdk.Console:
+		if s, ok := sdk.As[sdk.Console](g.Platform); ok {
+			*to = guardedConsole{s, g.ledger}
+			return true
+		}
+	case *sdk.Guest:
+		if s, ok := sdk.As[sdk.Guest](g.Platform); ok {
+			*to = guardedGuest{s, g.ledger}
+			return true
+		}
 	}
 	return false
 }

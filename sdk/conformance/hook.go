@@ -31,7 +31,8 @@ const (
 // run by sh, with these words behind it:
 //
 //	verbs                                 print which of the following it knows, one a line
-//	write MACHINE DISK OFFSET             write standard input to a disk, as the guest would
+//	write MACHINE DISK OFFSET             write standard input to a disk, as the guest would; MACHINE
+//	                                      may be that of an instance of a replica
 //	read MACHINE DISK OFFSET LENGTH       print LENGTH bytes of a disk of a machine that is off
 //	remove MACHINE                        destroy a machine that a check has made
 //	objects                               print everything that a plugin could leave, one a line
@@ -58,9 +59,12 @@ func (h Hook) Fill(ctx context.Context, f *Fixture) error {
 		}
 	}
 	if slices.Contains(known, "write") {
-		f.Write = func(disk sdk.DiskID, off int64, data []byte) error {
-			_, err := h.run(ctx, data, maxHookText, "write", string(f.Machine), string(disk), strconv.FormatInt(off, 10))
+		f.WriteInstance = func(machine sdk.MachineID, disk sdk.DiskID, off int64, data []byte) error {
+			_, err := h.run(ctx, data, maxHookText, "write", string(machine), string(disk), strconv.FormatInt(off, 10))
 			return err
+		}
+		f.Write = func(disk sdk.DiskID, off int64, data []byte) error {
+			return f.WriteInstance(f.Machine, disk, off, data)
 		}
 	}
 	if slices.Contains(known, "read") {

@@ -97,7 +97,7 @@ func freshProcessAgrees(c *checker) {
 	if here.UUID != there.UUID || !slices.Equal(here.Disks, there.Disks) {
 		c.errorf("a fresh process sees machine %s differently", c.Machine)
 	}
-	for _, a := range []sdk.Ability{sdk.AbilitySource, sdk.AbilityChangeTracker, sdk.AbilityTarget, sdk.AbilityPower, sdk.AbilityWatcher} {
+	for a := range offering {
 		other := *c
 		other.Platform = c.fresh()
 		if c.offers(a) != other.offers(a) {

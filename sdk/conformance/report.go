@@ -9,7 +9,7 @@ import (
 
 // Version is the suite's. It is raised whenever a check is added, removed, or
 // finds what it did not find before.
-const Version = 3
+const Version = 4
 
 // ReportFormat is the version of Report as JSON. Fields are only ever added;
 // anything else raises it.
@@ -20,7 +20,7 @@ const ReportFormat = 1
 //
 //	{
 //	  "format": 1,                  ReportFormat
-//	  "suite": 3,                   Version
+//	  "suite": 4,                   Version
 //	  "plugin": {
 //	    "name": "mine", "version": "1.0.0", "protocol": 1,
 //	    "abilities": ["source"],    what the open platform offered

@@ -97,14 +97,20 @@ func (c *checker) writer(p sdk.Platform, draft sdk.Draft, disk sdk.DiskID, newer
 
 // fill writes a disk in ascending order, which suits every shape, with holes
 // and zeroed ranges, and returns what a reader has to see.
-func (c *checker) fill(w sdk.BlockWriter, seed uint64) []byte {
+func (c *checker) fill(w sdk.BlockWriter, seed uint64) []byte { return c.fillOver(w, nil, seed) }
+
+// fillOver is fill for a disk that is not zero at first; what is skipped stays
+// as it was.
+func (c *checker) fillOver(w sdk.BlockWriter, before []byte, seed uint64) []byte {
 	noise := rand.New(rand.NewPCG(seed, uint64(w.Size())))
 	want := make([]byte, w.Size())
+	copy(want, before)
 	for off := int64(0); off < w.Size(); off += grain {
 		piece := want[off:min(off+grain, w.Size())]
 		switch noise.IntN(4) {
 		case 0: // a hole
 		case 1:
+			clear(piece)
 			c.must("zero a range", w.Zero(off, int64(len(piece))))
 		default:
 			var word [8]byte

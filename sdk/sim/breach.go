@@ -125,6 +125,72 @@ const (
 	BreachWatchLocks           Breach = "killed-process-keeps-the-lock-of-the-watch"
 )
 
+// Of a Replicator.
+const (
+	BreachUnknownPointInvalid    Breach = "unknown-point-is-invalid"
+	BreachAchievedLost           Breach = "points-forget-what-was-achieved"
+	BreachGrownEndIsNotZero      Breach = "grown-disk-does-not-end-in-zeroes"
+	BreachPointDraftUnlisted     Breach = "drafts-of-points-are-not-listed"
+	BreachCommittedPointAborted  Breach = "committed-draft-of-a-point-can-be-aborted"
+	BreachPointAbortLeavesFile   Breach = "abort-of-a-point-under-a-writer-leaves-a-file"
+	BreachRemovedReplicaLeaves   Breach = "removed-replica-leaves-its-draft"
+	BreachDraftReadsBase         Breach = "draft-reads-as-its-base"
+	BreachPointReopenKeepsWriter Breach = "reopening-a-point-keeps-the-writer-before"
+	BreachSecondPointDraftEnds   Breach = "second-draft-of-a-point-ends-the-first"
+	BreachOlderClaimRemovesPoint Breach = "older-claim-removes-a-point"
+	BreachForeignSpaceReads      Breach = "foreign-space-reads-a-point"
+	BreachAnyBase                Breach = "any-point-is-a-base"
+	BreachRemovalSpoils          Breach = "removing-the-youngest-point-spoils-the-one-before"
+	BreachHoldForgotten          Breach = "holds-bind-one-process"
+	BreachTooManyPoints          Breach = "more-points-than-there-may-be"
+	BreachRunningSeedTaken       Breach = "running-machine-becomes-a-replica"
+	BreachParallelPointDraftBusy Breach = "same-draft-of-a-point-in-parallel-is-busy"
+	BreachDraftPointLocks        Breach = "killed-process-keeps-the-lock-of-a-point's-draft"
+	BreachKilledPointWriterStays Breach = "killed-process-keeps-the-disk-of-the-point-that-it-wrote"
+	BreachCommitPointLocks       Breach = "killed-process-keeps-the-lock-of-a-point's-commit"
+	BreachRemovePointLocks       Breach = "killed-process-keeps-the-lock-of-a-point's-removal"
+	BreachPointWriteFencedEarly  Breach = "write-to-a-point-looks-at-the-fence-too-early"
+	BreachPointCommitFencedEarly Breach = "commit-of-a-point-looks-at-the-epoch-too-early"
+)
+
+// Of an Activator.
+const (
+	BreachUnknownInstanceInvalid Breach = "unknown-instance-is-invalid"
+	BreachUnmappedConnected      Breach = "interfaces-are-connected-unasked"
+	BreachInstanceInPoint        Breach = "point-shows-what-its-test-wrote"
+	BreachRepeatStaysOff         Breach = "repeated-activation-starts-nothing"
+	BreachRunningPointRemoved    Breach = "point-that-is-run-is-removed"
+	BreachSecondRealReplaces     Breach = "second-real-instance-replaces-the-first"
+	BreachActivatedWritersGoOn   Breach = "writers-go-on-under-a-real-instance"
+	BreachTestFenced             Breach = "replication-fences-tests"
+	BreachDeactivateLeavesFile   Breach = "discarded-instance-leaves-what-it-wrote"
+	BreachKeptLayerEmpty         Breach = "kept-layer-is-empty"
+	BreachOlderClaimDeactivates  Breach = "older-claim-deactivates-an-instance"
+	BreachForeignSpaceActivates  Breach = "foreign-space-activates-a-point"
+	BreachFinalizeKeepsReplica   Breach = "replica-outlives-its-permanent-machine"
+	BreachReverseMarksNow        Breach = "reversal-marks-the-moment-it-is-asked"
+	BreachActivateLocks          Breach = "killed-process-keeps-the-lock-of-an-activation"
+	BreachDeactivateLocks        Breach = "killed-process-keeps-the-lock-of-a-deactivation"
+	BreachFinalizeLocks          Breach = "killed-process-keeps-the-lock-of-a-finalization"
+	BreachActivateFencedEarly    Breach = "activation-looks-at-the-epoch-too-early"
+)
+
+// Of a Networker, Pools, a Console and a Guest.
+const (
+	BreachNetworkNotOurs          Breach = "repeated-network-is-not-ours"
+	BreachForeignSpaceDisconnects Breach = "foreign-space-removes-a-network"
+	BreachTakenNameShared         Breach = "network-under-a-name-that-is-taken-is-the-old-one"
+	BreachUsedNetworkRemoved      Breach = "network-in-use-is-removed"
+	BreachOlderClaimDisconnects   Breach = "older-claim-removes-a-network"
+	BreachMoreFreeThanThereIs     Breach = "more-is-free-than-there-is"
+	BreachStorageNotCounted       Breach = "storage-of-replicas-is-not-counted"
+	BreachLimitsNotKept           Breach = "limits-are-promised-and-not-kept"
+	BreachScreenshotIsNone        Breach = "screenshot-is-no-picture"
+	BreachForeignSpaceLooks       Breach = "foreign-space-looks-at-a-machine"
+	BreachOffGuestInvalid         Breach = "guest-of-a-machine-that-is-off-is-invalid"
+	BreachForeignSpaceAsks        Breach = "foreign-space-asks-a-guest"
+)
+
 var breaches = []Breach{
 	BreachInventoryRepeats, BreachListingSpoilsNext, BreachProcessesDiffer, BreachProbeWithoutReason,
 	BreachProbeKnowsAll, BreachCancelFails, BreachContextIgnored, BreachCloseDoesNothing,
@@ -149,6 +215,20 @@ var breaches = []Breach{
 	BreachStartLocks, BreachStopLocks, BreachStartFencedEarly, BreachForeignSpaceStarts,
 	BreachWatchStandsUnsaid, BreachChangesUntold, BreachWatchOutlivesContext,
 	BreachListingLocks, BreachChangedLocks, BreachWatchLocks,
+	BreachUnknownPointInvalid, BreachAchievedLost, BreachGrownEndIsNotZero, BreachPointDraftUnlisted,
+	BreachCommittedPointAborted, BreachPointAbortLeavesFile, BreachRemovedReplicaLeaves, BreachDraftReadsBase,
+	BreachPointReopenKeepsWriter, BreachSecondPointDraftEnds, BreachOlderClaimRemovesPoint, BreachForeignSpaceReads,
+	BreachAnyBase, BreachRemovalSpoils, BreachHoldForgotten, BreachTooManyPoints,
+	BreachRunningSeedTaken, BreachParallelPointDraftBusy, BreachDraftPointLocks, BreachKilledPointWriterStays,
+	BreachCommitPointLocks, BreachRemovePointLocks, BreachPointWriteFencedEarly, BreachPointCommitFencedEarly,
+	BreachUnknownInstanceInvalid, BreachUnmappedConnected, BreachInstanceInPoint, BreachRepeatStaysOff,
+	BreachRunningPointRemoved, BreachSecondRealReplaces, BreachActivatedWritersGoOn, BreachTestFenced,
+	BreachDeactivateLeavesFile, BreachKeptLayerEmpty, BreachOlderClaimDeactivates, BreachForeignSpaceActivates,
+	BreachFinalizeKeepsReplica, BreachReverseMarksNow, BreachActivateLocks, BreachDeactivateLocks,
+	BreachFinalizeLocks, BreachActivateFencedEarly, BreachNetworkNotOurs, BreachForeignSpaceDisconnects,
+	BreachTakenNameShared, BreachUsedNetworkRemoved, BreachOlderClaimDisconnects, BreachMoreFreeThanThereIs,
+	BreachStorageNotCounted, BreachLimitsNotKept, BreachScreenshotIsNone, BreachForeignSpaceLooks,
+	BreachOffGuestInvalid, BreachForeignSpaceAsks,
 }
 
 // Breaches lists them all.

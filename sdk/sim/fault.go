@@ -35,8 +35,9 @@ var actions = []Action{ActionError, ActionHang, ActionPanic, ActionKill, ActionD
 type Fault struct {
 	// Call is the name of a method: Machines, Probe, Cancel, Snapshot, OpenDisk,
 	// EndSnapshot, Changed, ReleaseMark, CreateDraft, OpenDraftDisk,
-	// CommitDraft, AbortDraft, Start, Stop, or of a disk ReadAt, Extents,
-	// WriteAt, Zero, Flush. "*" is every method that is not of a disk.
+	// CommitDraft, AbortDraft, Start, Stop, Watch, one of Replicator, Activator,
+	// Networker, Pools, Console or Guest, or of a disk ReadAt, Extents, WriteAt,
+	// Zero, Flush. "*" is every method that is not of a disk.
 	Call   string `json:"call"`
 	Action Action `json:"action"`
 	// Nth is the first call that is hit, counted from 1; 0 means 1.

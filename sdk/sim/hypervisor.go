@@ -362,7 +362,7 @@ func (h *Hypervisor) SetFaults(faults ...Fault) error {
 }
 
 // Objects names everything that a plugin can leave at this hypervisor:
-// machines, snapshots, drafts, marks and files. Equal before and after means
+// machines, snapshots, drafts, marks, replicas, instances, networks and files. Equal before and after means
 // that nothing was left behind.
 func (h *Hypervisor) Objects() ([]string, error) {
 	var list []string
@@ -382,6 +382,24 @@ func (h *Hypervisor) Objects() ([]string, error) {
 			if d.Committed == "" {
 				list = append(list, "draft "+id)
 			}
+		}
+		for id, r := range st.Replicas {
+			list = append(list, "replica "+string(id))
+			for _, pt := range r.Chain {
+				list = append(list, "point "+string(pt.ID))
+				for _, holder := range pt.Holders {
+					list = append(list, fmt.Sprintf("hold %s of point %s", holder, pt.ID))
+				}
+			}
+			if r.Open != nil {
+				list = append(list, "draft "+r.Open.ID+" of a point")
+			}
+		}
+		for id := range st.Instances {
+			list = append(list, "instance "+string(id))
+		}
+		for name := range st.Made {
+			list = append(list, "network "+name)
 		}
 		names, err := h.store.names()
 		for _, n := range names {

@@ -15,11 +15,14 @@ import (
 // Settings are how a Platform behaves. The zero value works.
 type Settings struct {
 	// Without are abilities that the platform does not have.
-	Without []sdk.Ability `json:"without,omitempty" help:"abilities to leave out: source, change-tracker, target, power, watcher"`
+	Without []sdk.Ability `json:"without,omitempty" help:"abilities to leave out, such as change-tracker or replicator"`
 	// Quiesce is the most that a running guest can do; "" means file-system.
 	Quiesce sdk.Quiesce `json:"quiesce,omitempty" help:"the most that guests can do; file-system by default" enum:"none,file-system,application"`
 	// Shape is how drafts want to be written; "" means random.
 	Shape sdk.Shape `json:"shape,omitempty" help:"how drafts want to be written; random by default" enum:"random,sequential"`
+	// MaxPoints is how many points a new replica can have; 0 is as many as there
+	// is room for.
+	MaxPoints int `json:"max_points,omitempty" help:"how many points a replica can have; no bound by default"`
 	// Faults are what goes wrong, besides the hypervisor's own.
 	Faults []Fault `json:"faults,omitempty" help:"what goes wrong on request"`
 	// Die ends the process for ActionKill and ActionDie; nil means SIGKILL.
@@ -56,37 +59,39 @@ func (h *Hypervisor) Connect(settings Settings) *Platform {
 	return &Platform{hypervisor: h, settings: settings, closed: make(chan struct{}), process: newProcess()}
 }
 
+// abilities are those that a platform has unless its settings leave them out.
+var abilities = []sdk.Ability{
+	sdk.AbilitySource, sdk.AbilityChangeTracker, sdk.AbilityTarget, sdk.AbilityPower, sdk.AbilityWatcher,
+	sdk.AbilityReplicator, sdk.AbilityActivator, sdk.AbilityNetworker, sdk.AbilityPools, sdk.AbilityConsole, sdk.AbilityGuest,
+}
+
 // As finds an ability that the settings do not leave out.
-func (p *Platform) As(target any) bool {
-	has := func(a sdk.Ability) bool { return !slices.Contains(p.settings.Without, a) }
-	switch to := target.(type) {
-	case *sdk.Source:
-		if has(sdk.AbilitySource) {
-			*to = p
-			return true
-		}
-	case *sdk.ChangeTracker:
-		if has(sdk.AbilityChangeTracker) {
-			*to = p
-			return true
-		}
-	case *sdk.Target:
-		if has(sdk.AbilityTarget) {
-			*to = p
-			return true
-		}
-	case *sdk.Power:
-		if has(sdk.AbilityPower) {
-			*to = p
-			return true
-		}
-	case *sdk.Watcher:
-		if has(sdk.AbilityWatcher) {
-			*to = p
-			return true
-		}
+func (p *Platform) As(target any) bool { return p.grantAll(target, p) }
+
+// grantAll sets the interface that target points to, to what of a platform's
+// kind has it, if the settings do not leave it out.
+func (p *Platform) grantAll(target, has any) bool {
+	without := p.settings.Without
+	return grant[sdk.Source](without, target, has, sdk.AbilitySource) ||
+		grant[sdk.ChangeTracker](without, target, has, sdk.AbilityChangeTracker) ||
+		grant[sdk.Target](without, target, has, sdk.AbilityTarget) ||
+		grant[sdk.Power](without, target, has, sdk.AbilityPower) ||
+		grant[sdk.Watcher](without, target, has, sdk.AbilityWatcher) ||
+		grant[sdk.Replicator](without, target, has, sdk.AbilityReplicator) ||
+		grant[sdk.Activator](without, target, has, sdk.AbilityActivator) ||
+		grant[sdk.Networker](without, target, has, sdk.AbilityNetworker) ||
+		grant[sdk.Pools](without, target, has, sdk.AbilityPools) ||
+		grant[sdk.Console](without, target, has, sdk.AbilityConsole) ||
+		grant[sdk.Guest](without, target, has, sdk.AbilityGuest)
+}
+
+func grant[T any](without []sdk.Ability, target, has any, a sdk.Ability) bool {
+	to, ok := target.(*T)
+	if !ok || slices.Contains(without, a) {
+		return false
 	}
-	return false
+	*to = has.(T)
+	return true
 }
 
 // open is where every call begins: it waits while the process is stopped.
@@ -141,7 +146,7 @@ func (p *Platform) Probe(ctx context.Context, subject sdk.Subject) (sdk.Report, 
 			if err != nil {
 				return err
 			}
-			for _, a := range []sdk.Ability{sdk.AbilitySource, sdk.AbilityChangeTracker, sdk.AbilityTarget, sdk.AbilityPower, sdk.AbilityWatcher} {
+			for _, a := range abilities {
 				f := sdk.Finding{Ability: a, Works: true}
 				switch {
 				case slices.Contains(p.settings.Without, a):

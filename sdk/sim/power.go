@@ -24,6 +24,9 @@ func (p *Platform) power(ctx context.Context, call string, op sdk.Op, id sdk.Mac
 			if err != nil {
 				return err
 			}
+			if to == sdk.StateRunning {
+				return st.startIn(m)
+			}
 			m.State = to
 			return nil
 		})

@@ -196,24 +196,7 @@ func (r *rogue) litter(what string) error {
 }
 
 // As finds an ability that the settings do not leave out.
-func (r *rogue) As(target any) bool {
-	if !r.Platform.As(target) {
-		return false
-	}
-	switch to := target.(type) {
-	case *sdk.Source:
-		*to = r
-	case *sdk.ChangeTracker:
-		*to = r
-	case *sdk.Target:
-		*to = r
-	case *sdk.Power:
-		*to = r
-	case *sdk.Watcher:
-		*to = r
-	}
-	return true
-}
+func (r *rogue) As(target any) bool { return r.grantAll(target, r) }
 
 // Close closes, or does not.
 func (r *rogue) Close() error {

@@ -22,8 +22,12 @@ type state struct {
 	Machines  map[sdk.MachineID]*machine
 	Snapshots map[string]*snapshot
 	Drafts    map[string]*draft
+	Replicas  map[sdk.ReplicaID]*replica
+	Instances map[sdk.InstanceID]*instance
 	Networks  []string
+	Made      map[string]*network // those of Networks that CreateNetwork made
 	Pools     []string
+	Limits    map[sdk.Space]*limits
 	Faults    []Fault
 	Calls     map[string]int // by fault: how many calls it has seen
 	Pending   map[string]int // by call and Op.ID: how often it answered ErrPending
@@ -38,6 +42,7 @@ type machine struct {
 	Space sdk.Space
 	Epoch uint64 // the highest that any Op on it carried
 	Files map[sdk.DiskID]*disk
+	Was   sdk.InstanceID `json:",omitempty"` // before it was made permanent
 }
 
 // disk is what lies behind one disk of a machine.
@@ -96,6 +101,10 @@ func newState() *state {
 		Machines:  make(map[sdk.MachineID]*machine),
 		Snapshots: make(map[string]*snapshot),
 		Drafts:    make(map[string]*draft),
+		Replicas:  make(map[sdk.ReplicaID]*replica),
+		Instances: make(map[sdk.InstanceID]*instance),
+		Made:      make(map[string]*network),
+		Limits:    make(map[sdk.Space]*limits),
 		Networks:  []string{"default", "isolated"},
 		Pools:     []string{"default", "second"},
 		Calls:     make(map[string]int),
@@ -156,6 +165,25 @@ func (h *Hypervisor) sweep() error {
 		for _, draft := range st.Drafts {
 			for _, d := range draft.Files {
 				keep(d)
+			}
+		}
+		for _, r := range st.Replicas {
+			for _, pt := range r.Chain {
+				for _, d := range pt.Files {
+					keep(d)
+				}
+			}
+			if r.Open != nil {
+				for _, d := range r.Open.Files {
+					keep(d)
+				}
+			}
+		}
+		for _, i := range st.Instances {
+			if i.Kept != nil {
+				for _, d := range i.Kept.Files {
+					keep(d)
+				}
 			}
 		}
 		for id, snap := range st.Snapshots {

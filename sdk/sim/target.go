@@ -64,9 +64,9 @@ func (st *state) checkSpec(op sdk.Op, spec sdk.DraftSpec) error {
 		if to, ok := spec.Networks[network]; ok {
 			network = to
 		}
-		if !slices.Contains(st.Networks, network) {
+		if !st.offers(op.Space, network) {
 			return sdk.Errorf(sdk.ErrInvalid, sdk.FaultHost, "there is no network %q", network).
-				WithHint("networks here: %s", strings.Join(st.Networks, ", "))
+				WithHint("networks here: %s", strings.Join(st.networksOf(op.Space), ", "))
 		}
 	}
 	if spec.Pool != "" && !slices.Contains(st.Pools, spec.Pool) {
@@ -91,6 +91,11 @@ func (m *machine) replaceable(st *state) error {
 	}
 	if s := st.openSnapshot(m.ID); s != nil {
 		return sdk.Errorf(sdk.ErrBusy, sdk.FaultBackend, "machine %s has snapshot %s open", m.ID, s.ID)
+	}
+	for _, i := range st.Instances {
+		if i.Machine == m.ID {
+			return sdk.Errorf(sdk.ErrBusy, sdk.FaultBackend, "machine %s is instance %s of a replica", m.ID, i.ID)
+		}
 	}
 	return nil
 }
@@ -121,7 +126,7 @@ func (p *Platform) OpenDraftDisk(ctx context.Context, op sdk.Op, dr sdk.Draft, d
 			if !ok {
 				return sdk.Errorf(sdk.ErrNotFound, sdk.FaultBackend, "disk %s of draft %s", diskID, d.ID)
 			}
-			w, err = p.openWriter(file)
+			w, err = p.openWriter(file, nil)
 			if err != nil {
 				return fmt.Errorf("open disk %s of draft %s: %w", diskID, d.ID, err)
 			}
@@ -135,7 +140,8 @@ func (p *Platform) OpenDraftDisk(ctx context.Context, op sdk.Op, dr sdk.Draft, d
 	return w, nil
 }
 
-func (p *Platform) openWriter(d *disk) (*writer, error) {
+// openWriter opens a disk of a draft; base is what it showed at first, or nil.
+func (p *Platform) openWriter(d, base *disk) (*writer, error) {
 	s := p.hypervisor.store
 	turn, err := disconnect(s, d)
 	if err != nil {
@@ -150,8 +156,12 @@ func (p *Platform) openWriter(d *disk) (*writer, error) {
 		return nil, err
 	}
 	if w.Shape() == sdk.ShapeSequential {
-		// Its writer begins again, and what it skips has to read as zeroes.
-		if err := w.image.Punch(0, d.SizeBytes); err != nil {
+		// It begins again, and what it skips has to read as zeroes, or the base.
+		err := w.image.Punch(0, d.SizeBytes)
+		if err == nil && base != nil {
+			err = copyBytes(s, base, w.image, d.SizeBytes)
+		}
+		if err != nil {
 			return nil, errors.Join(err, w.Close())
 		}
 	}
