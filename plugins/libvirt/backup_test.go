@@ -62,9 +62,9 @@ type vaultSession struct {
 	id    chunk.SessionID
 }
 
-func (s *vaultSession) ID() chunk.SessionID         { return s.id }
-func (s *vaultSession) DamagedChunks() []chunk.ID   { return nil }
-func (s *vaultSession) Abort(context.Context) error { return nil }
+func (s *vaultSession) ID() chunk.SessionID               { return s.id }
+func (s *vaultSession) DamagedChunks() ([]chunk.ID, bool) { return nil, false }
+func (s *vaultSession) Abort(context.Context) error       { return nil }
 
 func (s *vaultSession) Commit(_ context.Context, manifest []byte) error {
 	s.vault.mutex.Lock()
