@@ -203,7 +203,7 @@ func TestFindAndEnable(t *testing.T) {
 		t.Errorf("enable what is not there: %v, want ErrNotFound", err)
 	}
 	d, err := h.Describe(t.Context(), "sim")
-	if err != nil || d.Name != "sim" || len(d.Abilities) != 5 {
+	if err != nil || d.Name != "sim" || len(d.Abilities) != 11 {
 		t.Errorf("description %+v, %v", d, err)
 	}
 	if err := h.Put(t.Context(), Endpoint{ID: "e", Name: "e", Plugin: "sim", Settings: json.RawMessage(`{"dirr":"x"}`)}); !errors.Is(err, sdk.ErrInvalid) {
