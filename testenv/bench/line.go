@@ -71,11 +71,13 @@ func (l lines) all() (qualities []wan.Quality) {
 }
 
 const (
-	// lineTime is about how long one transfer takes, so that beginning and end
-	// count for little.
-	lineTime  = 45 * time.Second
+	// mostLine is about what the disk of the part pair sends when all of it is
+	// backed up.
+	mostLine  = 1350 * mib
 	leastLine = 64 * mib
-	mostLine  = 2 * gib
+	// lineTime is about how long one transfer takes at most: less is sent where a
+	// line loses so much that it would take longer.
+	lineTime = 2 * time.Minute
 	// lineTarget is the share of what bare TLS connections get.
 	lineTarget = 0.9
 )
@@ -188,8 +190,8 @@ func (b *bench) overLine(ctx context.Context, q wan.Quality, source lineSource, 
 	}
 	defer func() { err = errors.Join(err, line.Close()) }()
 
-	// What the line carries in a while says how large the disk is: in so long that
-	// the beginning, when TCP finds out what there is, is a small part.
+	// What the line carries in a while says how large the disk may be: in so long
+	// that the beginning, when TCP finds out what there is, is a small part.
 	const probe, connections = 96 * mib, 8
 	took, err := bareTLS(ctx, line, connections, func() (io.Reader, error) { return noiseReader(probe), nil })
 	if err != nil {
