@@ -70,6 +70,11 @@ const (
 // ErrServerClosed is what Serve returns after Close.
 var ErrServerClosed = fmt.Errorf("nbd server: %w", net.ErrClosed)
 
+// errKicked is why a session ended that Kick cut. Kick cannot tell a disk that
+// was closed in good order from one that a later claim took over, so neither
+// does this; who kicks knows, and a fenced writer is told by Exports.
+var errKicked = errors.New("cut by this server: the disk was closed or opened anew")
+
 func (s *Server) handshakeTimeout() time.Duration {
 	if s.HandshakeTimeout > 0 {
 		return s.HandshakeTimeout
@@ -171,9 +176,15 @@ func (s *Server) accept(ctx context.Context, listener net.Listener, group *sync.
 }
 
 func (s *Server) serveAccepted(ctx context.Context, conn net.Conn) {
-	if err := s.ServeConn(ctx, conn); err != nil && ctx.Err() == nil {
-		s.log().Info("nbd client", "peer", conn.RemoteAddr().String(), "error", err)
+	err := s.ServeConn(ctx, conn)
+	if err == nil || ctx.Err() != nil {
+		return
 	}
+	level := slog.LevelInfo
+	if errors.Is(err, errKicked) {
+		level = slog.LevelDebug // what the server itself asked for, as at the end of every disk
+	}
+	s.log().Log(ctx, level, "nbd client", "peer", conn.RemoteAddr().String(), "error", err)
 }
 
 // ServeConn serves one connection until the client leaves, ctx ends or Close

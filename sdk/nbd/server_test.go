@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"log/slog"
 	"net"
 	"path/filepath"
 	"strings"
@@ -360,6 +361,31 @@ func TestKickedWriterIsGoneWhenKickReturns(t *testing.T) {
 	p := make([]byte, 4)
 	if _, err := other.ReadAt(p, 0); err != nil || string(p) != "new!" {
 		t.Errorf("the other: %q, %v", p, err)
+	}
+}
+
+// lineWriter hands on what a log writes, a line at a time.
+type lineWriter chan string
+
+func (w lineWriter) Write(p []byte) (int, error) {
+	w <- string(p)
+	return len(p), nil
+}
+
+func TestKickIsNoNewsToAnOperator(t *testing.T) {
+	lines := make(lineWriter, DefaultMaxConnections) // no session waits for the reader
+	s := &Server{
+		Exports: func(string) (Export, error) { return newMemory(100).export(), nil },
+		Log:     slog.New(slog.NewTextHandler(lines, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	}
+	dialServer(t, s)
+	if err := s.Kick(t.Context(), "disk"); err != nil {
+		t.Fatal(err)
+	}
+	var line string
+	within(t, func() { line = <-lines })
+	if !strings.Contains(line, "level=DEBUG") || !strings.Contains(line, "closed or opened anew") || strings.Contains(line, "fenced") {
+		t.Errorf("the log says of a disk that ended: %s", line)
 	}
 }
 

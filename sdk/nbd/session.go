@@ -142,7 +142,7 @@ func (n *session) serve(ctx context.Context) error {
 	defer n.mu.Unlock()
 	switch {
 	case n.killed:
-		return fmt.Errorf("nbd session: cut: %w", sdk.ErrFenced)
+		return fmt.Errorf("nbd session: %w", errKicked)
 	case n.winding, errors.Is(err, errLeft), left(err):
 		return nil
 	}
