@@ -237,7 +237,8 @@ func (b *bench) compare(ctx context.Context, c compare) error {
 }
 
 // round measures every operation with every peer once, and removes what they
-// made.
+// made. A tool of somebody else's that fails is left out of the rest of the
+// round, and said to be; one of ours ends the bench.
 func (b *bench) round(ctx context.Context, c compare, n int, r *round, kinds []kind) (err error) {
 	if !b.keep {
 		defer func() { err = errors.Join(err, os.RemoveAll(r.dir)) }()
@@ -260,15 +261,25 @@ func (b *bench) round(ctx context.Context, c compare, n int, r *round, kinds []k
 			return fmt.Errorf("start %s: %w", p.name(), err)
 		}
 	}
+	failed := make(map[string]bool)
 	for _, op := range operations {
 		measured := slices.Contains(c.ops, op)
 		if !measured && !required(op, c.ops) {
 			continue
 		}
 		for _, p := range peers {
+			if failed[p.name()] {
+				continue
+			}
 			row, err := b.measure(ctx, c, r, p, op, measured)
 			if err != nil {
-				return fmt.Errorf("%s %s: %w", p.name(), op, err)
+				err = fmt.Errorf("%s %s: %w", p.name(), op, err)
+				if ctx.Err() != nil || strings.HasPrefix(p.name(), ours) {
+					return err
+				}
+				progress("left out of the rest of round %d: %v", n, err)
+				failed[p.name()] = true
+				continue
 			}
 			if measured {
 				row.part, row.repeat = c.title, n
