@@ -10,6 +10,7 @@ import (
 
 	"github.com/holdfast-dr/holdfast/testenv"
 	"github.com/holdfast-dr/holdfast/testenv/stack"
+	"github.com/holdfast-dr/holdfast/testenv/wan"
 )
 
 // The server is stopped in good order and started again, and every connection is
@@ -88,5 +89,59 @@ func TestServerMovesToAnotherAddress(t *testing.T) {
 		name("127.0.0.2")
 		w.must(w.StartServer(t.Context()))
 	})
+	w.checkEverything()
+}
+
+// onTop is what the wire may add to the records of a run: requests, lists of
+// ids, TLS and the manifest.
+const onTop = 512 << 10
+
+// The line between the sites loses and reorders packets, both ways: a backup and
+// a restore come to their end over it, and no byte passes twice but what TCP
+// sends again by itself.
+func TestLineThatLosesAndReordersPackets(t *testing.T) {
+	seed := firstSeed(t)
+	line := wan.NewWith(t, wan.Options{Seed: seed})
+	listener, err := line.Provider.Listen()
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := freeAddress(t)
+	p := newProxyAt(t, listener, address) // at the provider's end: it sees what TCP delivered
+	w := newWorld(t, stack.Options{Listen: address, Via: p.address, AgentPrefix: line.Tenant.Prefix()}, oneMachine()...)
+	db := w.machines[0]
+	w.write(db, 0, 0, 16*mib, randomOf(seed))
+	w.must(line.Set(wan.Quality{Delay: 5 * time.Millisecond, Jitter: time.Millisecond, Loss: 0.01, Reorder: 0.05, Behind: 8 * time.Millisecond}))
+
+	put, stored, up, before := w.put(), w.usage().stored(), p.up.Load(), line.Up.Stats()
+	made := w.backup(db)
+	if made.Attempts != 1 {
+		w.errorf("the line cost the run an attempt: %s", describe(made))
+	}
+	sent, fresh, carried, after := w.put()-put, w.usage().stored()-stored, p.up.Load()-up, line.Up.Stats()
+	t.Logf("backup: %d bytes of records for %d that are new, %d on the wire; the line: %v", sent, fresh, carried, after)
+	if sent != fresh || fresh < 4*mib {
+		w.errorf("%d bytes of records were sent for %d that are new", sent, fresh)
+	}
+	if carried > sent+onTop {
+		w.errorf("%d bytes came to the server for %d of records", carried, sent)
+	}
+	if after.Lost == before.Lost || after.Late == before.Late {
+		w.errorf("the line lost or held back no packet: %v", after)
+	}
+
+	point := made.Machines[0].Point
+	down, before := p.down.Load(), line.Down.Stats()
+	w.checkDisk(point, 0)
+	carried, after = p.down.Load()-down, line.Down.Stats()
+	t.Logf("restore: %d bytes on the wire; the line: %v", carried, after)
+	if after.Lost == before.Lost || after.Late == before.Late {
+		w.errorf("the line lost or held back no packet: %v", after)
+	}
+	// The disk is made of this point's records and of those from before it.
+	if most := w.usage().stored() + onTop; carried > most {
+		w.errorf("%d bytes were sent for a restore, all that is stored are %d", carried, most)
+	}
+	w.must(line.Set(wan.Quality{}))
 	w.checkEverything()
 }

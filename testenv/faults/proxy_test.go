@@ -11,6 +11,8 @@ import (
 // connections that are there without a byte and without an end, and reset them.
 type proxy struct {
 	address string
+	// up and down are the bytes that connections carried to the server and back.
+	up, down atomic.Int64
 	listen  net.Listener
 	work    sync.WaitGroup
 	backend atomic.Pointer[string]
@@ -31,6 +33,12 @@ func newProxy(t *testing.T, backend string) *proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return newProxyAt(t, l, backend)
+}
+
+// newProxyAt is newProxy with the socket that it listens on, which it closes.
+func newProxyAt(t *testing.T, l net.Listener, backend string) *proxy {
+	t.Helper()
 	p := &proxy{address: l.Addr().String(), listen: l, links: map[*link]struct{}{}}
 	p.lead(backend)
 	p.work.Go(p.accept)
@@ -71,16 +79,17 @@ func (p *proxy) accept() {
 		p.mutex.Lock()
 		p.links[l] = struct{}{}
 		p.mutex.Unlock()
-		p.work.Go(func() { p.pass(l, 0, 1) })
-		p.work.Go(func() { p.pass(l, 1, 0) })
+		p.work.Go(func() { p.pass(l, 0, 1, &p.up) })
+		p.work.Go(func() { p.pass(l, 1, 0, &p.down) })
 	}
 }
 
 // pass copies one direction of a link until it ends, which ends the link.
-func (p *proxy) pass(l *link, from, to int) {
+func (p *proxy) pass(l *link, from, to int, carried *atomic.Int64) {
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := l.ends[from].Read(buf)
+		carried.Add(int64(n))
 		p.mutex.Lock()
 		gate := l.gate
 		p.mutex.Unlock()
