@@ -32,7 +32,7 @@
 // (package clock), a certificate and a lease that end during a run, a server
 // that is stopped until another one has taken over, and wakes up. Network: a
 // server that restarts or moves, connections that are reset or say nothing any
-// more; what a long or bad line does is for package wan.
+// more, a line that loses and reorders packets (package wan).
 //
 // # Where the other faults are tested
 //
@@ -47,7 +47,6 @@
 // provider that swaps and rolls back (rogue_test.go), an agent that uploads
 // garbage (distrust_test.go), an old or a lost database (recovery_test.go).
 //
-// Not tested yet: a run over a line that loses and reorders packets (package wan
-// can), a gateway process that restarts, QEMU killed during a restore, an agent
-// that is stopped until its claim was taken over.
+// Not tested yet: a gateway process that restarts, QEMU killed while it writes a
+// restored disk, an agent that is stopped until its claim was taken over.
 package faults
