@@ -13,9 +13,9 @@ type proxy struct {
 	address string
 	// up and down are the bytes that connections carried to the server and back.
 	up, down atomic.Int64
-	listen  net.Listener
-	work    sync.WaitGroup
-	backend atomic.Pointer[string]
+	listen   net.Listener
+	work     sync.WaitGroup
+	backend  atomic.Pointer[string]
 
 	mutex sync.Mutex // guards the field below
 	links map[*link]struct{}
