@@ -30,6 +30,8 @@ func (w *world) during(m *machine, what func()) run {
 	case <-ended:
 		w.fatalf("the backup ended before anything could happen: %s", describe(w.wait(r.ID)))
 	}
+	// What happens may take its time, and the backup has to be under way then.
+	w.must(w.hv.SetFaults(sim.Fault{Call: "ReadAt", Action: sim.ActionDelay, Times: -1, Delay: 4 * time.Second}))
 	what()
 	w.must(w.hv.SetFaults())
 	give()
