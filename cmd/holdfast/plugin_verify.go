@@ -172,7 +172,7 @@ func (a *app) verifyPlugin(cmd *cobra.Command, v verification) error {
 	}
 	report := conformance.NewReport(conformance.Subject{
 		Name: description.Name, Version: description.Version, Protocol: description.Protocol,
-		Abilities: plugin.Abilities(first.Platform), SHA256: sum,
+		Abilities: sdk.AbilitiesOf(first.Platform), SHA256: sum,
 	}, runtime.GOOS+"/"+runtime.GOARCH, time.Now())
 	conformance.Verify(ctx, f, func(r conformance.Result) {
 		report.Add(r)

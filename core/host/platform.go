@@ -165,34 +165,10 @@ func doing(ctx context.Context, op sdk.Op) context.Context {
 	return context.WithValue(ctx, opKey{}, op)
 }
 
-// As finds an ability.
+// As finds an ability that the process advertised.
 func (p *Platform) As(target any) bool {
-	return grant[sdk.Source](p, target, sdk.AbilitySource) ||
-		grant[sdk.ChangeTracker](p, target, sdk.AbilityChangeTracker) ||
-		grant[sdk.Target](p, target, sdk.AbilityTarget) ||
-		grant[sdk.Power](p, target, sdk.AbilityPower) ||
-		grant[sdk.Watcher](p, target, sdk.AbilityWatcher) ||
-		grant[sdk.Replicator](p, target, sdk.AbilityReplicator) ||
-		grant[sdk.Activator](p, target, sdk.AbilityActivator) ||
-		grant[sdk.Networker](p, target, sdk.AbilityNetworker) ||
-		grant[sdk.Pools](p, target, sdk.AbilityPools) ||
-		grant[sdk.Console](p, target, sdk.AbilityConsole) ||
-		grant[sdk.Guest](p, target, sdk.AbilityGuest)
-}
-
-// grant sets the interface that target points to, if it is a T and the process
-// advertised the ability.
-func grant[T any](p *Platform, target any, a sdk.Ability) bool {
-	to, ok := target.(*T)
-	if !ok {
-		return false
-	}
 	abilities := p.slot.Load().abilities.Load()
-	if abilities == nil || !slices.Contains(*abilities, a) {
-		return false
-	}
-	*to = any(p).(T) // it is all of them
-	return true
+	return abilities != nil && sdk.Grant(target, p, func(a sdk.Ability) bool { return slices.Contains(*abilities, a) })
 }
 
 // Machines lists the inventory.

@@ -202,7 +202,7 @@ func (e *otherProgramError) Unwrap() error { return e.err }
 
 // adopt makes a process the slot's. Who calls it has the turn.
 func (s *slot) adopt(l *life) {
-	abilities := plugin.Abilities(l.process.Platform())
+	abilities := sdk.AbilitiesOf(l.process.Platform())
 	s.abilities.Store(&abilities)
 	s.life = l
 	s.current.Store(l)

@@ -107,27 +107,7 @@ type checker struct {
 	cleanup []func()
 }
 
-// offering finds an ability, whichever it is, at a platform.
-var offering = map[sdk.Ability]func(sdk.Platform) bool{
-	sdk.AbilitySource:        is[sdk.Source],
-	sdk.AbilityChangeTracker: is[sdk.ChangeTracker],
-	sdk.AbilityTarget:        is[sdk.Target],
-	sdk.AbilityPower:         is[sdk.Power],
-	sdk.AbilityWatcher:       is[sdk.Watcher],
-	sdk.AbilityReplicator:    is[sdk.Replicator],
-	sdk.AbilityActivator:     is[sdk.Activator],
-	sdk.AbilityNetworker:     is[sdk.Networker],
-	sdk.AbilityPools:         is[sdk.Pools],
-	sdk.AbilityConsole:       is[sdk.Console],
-	sdk.AbilityGuest:         is[sdk.Guest],
-}
-
-func is[T any](p sdk.Platform) bool {
-	_, ok := sdk.As[T](p)
-	return ok
-}
-
-func (c *checker) offers(a sdk.Ability) bool { return offering[a](c.Platform) }
+func (c *checker) offers(a sdk.Ability) bool { return sdk.Offers(c.Platform, a) }
 
 func (c *checker) errorf(format string, args ...any) {
 	c.result.Problems = append(c.result.Problems, fmt.Sprintf(format, args...))

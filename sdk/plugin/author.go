@@ -62,61 +62,8 @@ func (a Author) Describe() (Description, error) {
 	}
 	return Description{
 		Name: a.Name, Version: a.Version, Protocol: Protocol,
-		Abilities: typeAbilities(a.Type), Config: schema, HostUser: a.HostUser, Guards: a.Guards,
+		Abilities: sdk.AbilitiesOfType(a.Type), Config: schema, HostUser: a.HostUser, Guards: a.Guards,
 	}, nil
-}
-
-// abilityOf is an ability and how it is found: at a Go type, and at an open
-// platform.
-type abilityOf struct {
-	name   sdk.Ability
-	typed  func(sdk.Platform) bool
-	opened func(sdk.Platform) bool
-}
-
-func is[T any](name sdk.Ability) abilityOf {
-	return abilityOf{
-		name:   name,
-		typed:  func(p sdk.Platform) bool { _, ok := p.(T); return ok },
-		opened: func(p sdk.Platform) bool { _, ok := sdk.As[T](p); return ok },
-	}
-}
-
-// known are the abilities of protocol 1, in the order in which it gained them.
-var known = []abilityOf{
-	is[sdk.Source](sdk.AbilitySource),
-	is[sdk.ChangeTracker](sdk.AbilityChangeTracker),
-	is[sdk.Target](sdk.AbilityTarget),
-	is[sdk.Power](sdk.AbilityPower),
-	is[sdk.Watcher](sdk.AbilityWatcher),
-	is[sdk.Replicator](sdk.AbilityReplicator),
-	is[sdk.Activator](sdk.AbilityActivator),
-	is[sdk.Networker](sdk.AbilityNetworker),
-	is[sdk.Pools](sdk.AbilityPools),
-	is[sdk.Console](sdk.AbilityConsole),
-	is[sdk.Guest](sdk.AbilityGuest),
-}
-
-// typeAbilities looks at the Go type alone, for there is no connection yet.
-func typeAbilities(p sdk.Platform) []sdk.Ability {
-	abilities := []sdk.Ability{}
-	for _, a := range known {
-		if a.typed(p) {
-			abilities = append(abilities, a.name)
-		}
-	}
-	return abilities
-}
-
-// Abilities lists what an open platform can do.
-func Abilities(p sdk.Platform) []sdk.Ability {
-	abilities := []sdk.Ability{}
-	for _, a := range known {
-		if a.opened(p) {
-			abilities = append(abilities, a.name)
-		}
-	}
-	return abilities
 }
 
 // open fills in a copy of the configuration and opens the platform.

@@ -32,8 +32,8 @@ func TestProtocolDocument(t *testing.T) {
 		"a mark 1 to " + thousands(sdk.MaxMark) + " bytes",
 		fmt.Sprintf("a label at most %s, a holder 1 to %d, a screenshot at most %d MiB", thousands(sdk.MaxLabel), sdk.MaxHolder, sdk.MaxScreenshot>>20),
 	}
-	for _, a := range known {
-		facts = append(facts, "`"+string(a.name)+"`")
+	for _, a := range sdk.Abilities() {
+		facts = append(facts, "`"+string(a)+"`")
 	}
 	for _, code := range sdk.Codes() {
 		facts = append(facts, "`"+string(code)+"`")

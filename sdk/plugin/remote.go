@@ -38,28 +38,7 @@ type remote struct {
 
 // As finds an ability that the plugin advertised.
 func (r *remote) As(target any) bool {
-	return grant[sdk.Source](r, target, sdk.AbilitySource) ||
-		grant[sdk.ChangeTracker](r, target, sdk.AbilityChangeTracker) ||
-		grant[sdk.Target](r, target, sdk.AbilityTarget) ||
-		grant[sdk.Power](r, target, sdk.AbilityPower) ||
-		grant[sdk.Watcher](r, target, sdk.AbilityWatcher) ||
-		grant[sdk.Replicator](r, target, sdk.AbilityReplicator) ||
-		grant[sdk.Activator](r, target, sdk.AbilityActivator) ||
-		grant[sdk.Networker](r, target, sdk.AbilityNetworker) ||
-		grant[sdk.Pools](r, target, sdk.AbilityPools) ||
-		grant[sdk.Console](r, target, sdk.AbilityConsole) ||
-		grant[sdk.Guest](r, target, sdk.AbilityGuest)
-}
-
-// grant sets the interface that target points to, if it is a T and the plugin
-// advertised the ability.
-func grant[T any](r *remote, target any, a sdk.Ability) bool {
-	to, ok := target.(*T)
-	if !ok || !slices.Contains(r.abilities, a) {
-		return false
-	}
-	*to = any(r).(T) // a remote is all of them
-	return true
+	return sdk.Grant(target, r, func(a sdk.Ability) bool { return slices.Contains(r.abilities, a) })
 }
 
 var (

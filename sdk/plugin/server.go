@@ -156,7 +156,7 @@ func (s *server) Configure(ctx context.Context, req *pluginv1.ConfigureRequest) 
 		return nil, err
 	}
 	resp := &pluginv1.ConfigureResponse{}
-	for _, a := range Abilities(platform) {
+	for _, a := range sdk.AbilitiesOf(platform) {
 		if s.author.Type != nil && !slices.Contains(s.description.Abilities, a) {
 			return nil, sdk.Errorf(nil, sdk.FaultPlugin, "the platform offers %s, but Author.Type does not have it", a)
 		}

@@ -59,40 +59,10 @@ func (h *Hypervisor) Connect(settings Settings) *Platform {
 	return &Platform{hypervisor: h, settings: settings, closed: make(chan struct{}), process: newProcess()}
 }
 
-// abilities are those that a platform has unless its settings leave them out.
-var abilities = []sdk.Ability{
-	sdk.AbilitySource, sdk.AbilityChangeTracker, sdk.AbilityTarget, sdk.AbilityPower, sdk.AbilityWatcher,
-	sdk.AbilityReplicator, sdk.AbilityActivator, sdk.AbilityNetworker, sdk.AbilityPools, sdk.AbilityConsole, sdk.AbilityGuest,
-}
-
 // As finds an ability that the settings do not leave out.
-func (p *Platform) As(target any) bool { return p.grantAll(target, p) }
+func (p *Platform) As(target any) bool { return sdk.Grant(target, p, p.offers) }
 
-// grantAll sets the interface that target points to, to what of a platform's
-// kind has it, if the settings do not leave it out.
-func (p *Platform) grantAll(target, has any) bool {
-	without := p.settings.Without
-	return grant[sdk.Source](without, target, has, sdk.AbilitySource) ||
-		grant[sdk.ChangeTracker](without, target, has, sdk.AbilityChangeTracker) ||
-		grant[sdk.Target](without, target, has, sdk.AbilityTarget) ||
-		grant[sdk.Power](without, target, has, sdk.AbilityPower) ||
-		grant[sdk.Watcher](without, target, has, sdk.AbilityWatcher) ||
-		grant[sdk.Replicator](without, target, has, sdk.AbilityReplicator) ||
-		grant[sdk.Activator](without, target, has, sdk.AbilityActivator) ||
-		grant[sdk.Networker](without, target, has, sdk.AbilityNetworker) ||
-		grant[sdk.Pools](without, target, has, sdk.AbilityPools) ||
-		grant[sdk.Console](without, target, has, sdk.AbilityConsole) ||
-		grant[sdk.Guest](without, target, has, sdk.AbilityGuest)
-}
-
-func grant[T any](without []sdk.Ability, target, has any, a sdk.Ability) bool {
-	to, ok := target.(*T)
-	if !ok || slices.Contains(without, a) {
-		return false
-	}
-	*to = has.(T)
-	return true
-}
+func (p *Platform) offers(a sdk.Ability) bool { return !slices.Contains(p.settings.Without, a) }
 
 // open is where every call begins: it waits while the process is stopped.
 func (p *Platform) open() error {
@@ -146,10 +116,10 @@ func (p *Platform) Probe(ctx context.Context, subject sdk.Subject) (sdk.Report, 
 			if err != nil {
 				return err
 			}
-			for _, a := range abilities {
+			for _, a := range sdk.Abilities() {
 				f := sdk.Finding{Ability: a, Works: true}
 				switch {
-				case slices.Contains(p.settings.Without, a):
+				case !p.offers(a):
 					f.Works, f.Reason = false, "The settings of this simulated hypervisor leave it out."
 				case a == sdk.AbilitySource && p.settings.Quiesce == sdk.QuiesceNone:
 					f.Reason = "Guests cannot be quiesced; snapshots are as after a power cut."

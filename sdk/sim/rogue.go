@@ -196,7 +196,7 @@ func (r *rogue) litter(what string) error {
 }
 
 // As finds an ability that the settings do not leave out.
-func (r *rogue) As(target any) bool { return r.grantAll(target, r) }
+func (r *rogue) As(target any) bool { return sdk.Grant(target, r, r.offers) }
 
 // Close closes, or does not.
 func (r *rogue) Close() error {
