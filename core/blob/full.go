@@ -1,6 +1,19 @@
 package blob
 
-import "fmt"
+import (
+	"fmt"
+	"syscall"
+)
+
+// FreeBytes is what may be written to the disk on which a directory lies, as the
+// system tells it.
+func FreeBytes(directory string) (int64, error) {
+	var s syscall.Statfs_t
+	if err := syscall.Statfs(directory, &s); err != nil {
+		return 0, err
+	}
+	return int64(min(s.Bavail, 1<<40)) * int64(s.Bsize), nil //nolint:unconvert // the types differ between systems
+}
 
 // FullError says which disk has no room and how much it lacks, for whoever runs
 // the server. It is an ErrFull.

@@ -14,6 +14,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/google/uuid"
 
+	"github.com/holdfast-dr/holdfast/core/blob"
 	"github.com/holdfast-dr/holdfast/core/chunk"
 )
 
@@ -62,7 +63,7 @@ func OpenIndex(dir string, o IndexOptions) (*Index, error) {
 		o.CacheBytes = DefaultIndexCache
 	}
 	if o.Free == nil {
-		o.Free = freeBytes
+		o.Free = blob.FreeBytes
 	}
 	var disk *indexDisk
 	if !o.InMemory {

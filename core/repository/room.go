@@ -3,7 +3,6 @@ package repository
 import (
 	"fmt"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/holdfast-dr/holdfast/core/blob"
@@ -29,7 +28,7 @@ func (r *Repository) takeRoom(bytes int64) (giveBack func(), err error) {
 	own := &r.space.index.room
 	promised := own.promised.Add(bytes)
 	giveBack = func() { own.promised.Add(-bytes) }
-	free, err := freeBytes(r.spool)
+	free, err := blob.FreeBytes(r.spool)
 	if err != nil || free-promised >= spoolReserve {
 		return giveBack, nil //nolint:nilerr // the write will tell
 	}
@@ -40,12 +39,4 @@ func (r *Repository) takeRoom(bytes int64) (giveBack func(), err error) {
 			"directory", r.spool, "free_bytes", free, "reserve_bytes", int64(spoolReserve))
 	}
 	return nil, fmt.Errorf("spool %d bytes: %w", bytes, &blob.FullError{Disk: "spool", Directory: r.spool, FreeBytes: free, NeededBytes: spoolReserve + promised})
-}
-
-func freeBytes(directory string) (int64, error) {
-	var s syscall.Statfs_t
-	if err := syscall.Statfs(directory, &s); err != nil {
-		return 0, err
-	}
-	return int64(min(s.Bavail, 1<<40)) * int64(s.Bsize), nil //nolint:unconvert // the types differ between systems
 }

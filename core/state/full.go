@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"os"
 	"sync"
-	"syscall"
 	"time"
 
 	sqlite3 "modernc.org/sqlite/lib"
@@ -52,7 +51,7 @@ func (b *ballast) restore() {
 		b.tight = false
 		return
 	}
-	if free, err := freeBytes(b.dir); err == nil && free < roomBytes {
+	if free, err := blob.FreeBytes(b.dir); err == nil && free < roomBytes {
 		return
 	}
 	if err := writeBallast(b.path); err != nil {
@@ -87,7 +86,7 @@ func (b *ballast) release() {
 		return
 	}
 	b.tight = true
-	free, _ := freeBytes(b.dir)
+	free, _ := blob.FreeBytes(b.dir)
 	if err := os.Truncate(b.path, 0); err != nil {
 		slog.Error("give up the reserve of the state database", "file", b.path, "error", err)
 	}
@@ -114,19 +113,11 @@ func (b *ballast) room() error {
 }
 
 func (b *ballast) full() error {
-	free, err := freeBytes(b.dir)
+	free, err := blob.FreeBytes(b.dir)
 	if err != nil {
 		free = 0
 	}
 	return &blob.FullError{Disk: "state database", Directory: b.dir, FreeBytes: free, NeededBytes: roomBytes}
-}
-
-func freeBytes(directory string) (int64, error) {
-	var s syscall.Statfs_t
-	if err := syscall.Statfs(directory, &s); err != nil {
-		return 0, err
-	}
-	return int64(min(s.Bavail, 1<<40)) * int64(s.Bsize), nil //nolint:unconvert // the types differ between systems
 }
 
 // sqliteFull says that a statement found no room. What the log's index lacks is

@@ -156,7 +156,7 @@ func (s *Store) Put(ctx context.Context, name string, content io.ReaderAt, size 
 		return fmt.Errorf("put %s: %w", name, translate(err))
 	}
 	if size > smallBytes {
-		if free, err := freeBytes(s.path); err == nil && free < size+bigReserve {
+		if free, err := blob.FreeBytes(s.path); err == nil && free < size+bigReserve {
 			return fmt.Errorf("put %s: %d bytes, of %d that are free %d are reserved for small objects: %w", name, size, free, int64(bigReserve), blob.ErrFull)
 		}
 	}
@@ -187,15 +187,6 @@ func (s *Store) stage(content io.ReaderAt, size int64) (link func(name string) e
 		return nil, nil, err
 	}
 	return func(name string) error { return s.root.Link(temporary, name) }, discard, nil
-}
-
-// freeBytes is what may be written to the disk of a directory.
-func freeBytes(directory string) (int64, error) {
-	var st syscall.Statfs_t
-	if err := syscall.Statfs(directory, &st); err != nil {
-		return 0, err
-	}
-	return int64(min(st.Bavail, 1<<40)) * int64(st.Bsize), nil //nolint:unconvert // the types differ between systems
 }
 
 func (s *Store) write(file string, content io.ReaderAt, size int64) (err error) {
