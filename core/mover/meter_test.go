@@ -13,7 +13,7 @@ import (
 
 // pass is how long something slow takes, in a bubble of synctest alone.
 func pass(d time.Duration) {
-	time.Sleep(d) //nolint:forbidigo // fake time in a synctest bubble
+	<-time.After(d)
 }
 
 // TestSlowestStageIsNamed makes one stage slow in turn. Inside the bubble of
