@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"github.com/holdfast-dr/holdfast/sdk"
@@ -185,6 +186,11 @@ func (s *dataServer) closeAuthors(d *openDisk) (err error) {
 // one no more, or of a point that was removed.
 func (s *dataServer) closeOwner(owner string) {
 	s.closeWhere(func(d *openDisk) bool { return d.owner == owner })
+}
+
+// closeOthers ends the disks of all owners of a replica but one.
+func (s *dataServer) closeOthers(prefix, but string) {
+	s.closeWhere(func(d *openDisk) bool { return strings.HasPrefix(d.owner, prefix) && d.owner != but })
 }
 
 func (s *dataServer) closeWhere(match func(*openDisk) bool) {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"path/filepath"
 	"sync"
@@ -379,5 +380,118 @@ func TestNaiveWritersAreFencedToo(t *testing.T) {
 	defer platform.mutex.Unlock()
 	if got := string(platform.bytes[:5]); got != "early" {
 		t.Errorf("the disk has %q, want early", got)
+	}
+}
+
+// careless is a cloud host whose writers know of no fence.
+type careless struct{ *sim.Platform }
+
+func (c careless) As(target any) bool {
+	return sdk.Grant(target, c, func(sdk.Ability) bool { return true })
+}
+
+func (c careless) OpenPointDraftDisk(context.Context, sdk.Op, sdk.PointDraft, sdk.DiskID) (sdk.PointWriter, error) {
+	return unfenced(make([]byte, 4*block)), nil
+}
+
+type unfenced []byte
+
+func (w unfenced) Size() int64                              { return int64(len(w)) }
+func (w unfenced) Shape() sdk.Shape                         { return sdk.ShapeRandom }
+func (w unfenced) Flush() error                             { return nil }
+func (w unfenced) Close() error                             { return nil }
+func (w unfenced) WriteAt(p []byte, off int64) (int, error) { return copy(w[off:], p), nil }
+func (w unfenced) ReadAt(p []byte, off int64) (int, error)  { return copy(p, w[off:]), nil }
+func (w unfenced) Zero(off, n int64) error                  { clear(w[off:][:n]); return nil }
+
+// TestDraftOfAPointEndsTheWritersBefore is about disks that this package serves:
+// whatever the author does, nobody writes to a draft that a newer claim ended, to
+// one that is a point, or to one whose replica is gone.
+func TestDraftOfAPointEndsTheWritersBefore(t *testing.T) {
+	author := plugin.Author{Name: "careless", Version: "test", Type: careless{}, Open: func(context.Context, any) (sdk.Platform, error) {
+		return careless{sim.New().Connect(sim.Settings{})}, nil
+	}}
+	p, err := plugin.Local(t.Context(), author, plugin.Launch{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	host := ability[sdk.Replicator](t, p)
+	op := func(id string, epoch uint64) sdk.Op { return sdk.Op{ID: id, Epoch: epoch} }
+	r, err := host.CreateReplica(t.Context(), op("replica", 1), sdk.ReplicaSpec{Name: "db"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec := sdk.PointSpec{Replica: r.ID, Machine: sdk.Machine{Name: "db", Disks: []sdk.Disk{{ID: "vda", SizeBytes: 4 * block}}}}
+	open := func(epoch uint64) (sdk.PointDraft, sdk.PointWriter) {
+		t.Helper()
+		d, err := host.DraftPoint(t.Context(), op(fmt.Sprint("draft ", epoch), epoch), spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w, err := host.OpenPointDraftDisk(t.Context(), op("open", epoch), d, "vda")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.WriteAt(make([]byte, block), 0); err != nil {
+			t.Fatal(err)
+		}
+		return d, w
+	}
+	ended := func(w sdk.PointWriter, why string) {
+		t.Helper()
+		if _, err := w.WriteAt(make([]byte, block), 0); err == nil {
+			t.Errorf("a write after %s succeeded", why)
+		}
+	}
+	_, first := open(1)
+	d, second := open(2)
+	ended(first, "a newer claim drafted the point")
+	if again, err := host.DraftPoint(t.Context(), op("draft 2", 2), spec); err != nil || again.ID != d.ID {
+		t.Fatalf("the same draft again: %+v, %v", again, err)
+	}
+	if _, err := second.WriteAt(make([]byte, block), 0); err != nil {
+		t.Errorf("a write after its own draft was asked for again: %v", err)
+	}
+	point, err := host.CommitPoint(t.Context(), op("commit", 2), d, sdk.PointLabel{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended(second, "its commit")
+	spec.Base = point.ID
+	_, third := open(3)
+	reader, err := host.OpenPoint(t.Context(), "", r.ID, point.ID, "vda")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := host.RemoveReplica(t.Context(), op("remove", 3), r.ID); err != nil {
+		t.Fatal(err)
+	}
+	ended(third, "its replica was removed")
+	if _, err := reader.ReadAt(make([]byte, 512), 0); err == nil {
+		t.Error("a point is read whose replica was removed")
+	}
+}
+
+// What on the wire would say that there is no limit, or no VLAN, is refused.
+func TestNumbersBelowZeroStayAtTheHost(t *testing.T) {
+	author := plugin.Author{Name: "sim", Version: "test", Type: (*sim.Platform)(nil), Open: func(context.Context, any) (sdk.Platform, error) {
+		return sim.New().Connect(sim.Settings{}), nil
+	}}
+	p, err := plugin.Local(t.Context(), author, plugin.Launch{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	for _, limits := range []sdk.Limits{{CPUs: -1}, {MemoryBytes: -1}, {CPUs: 1 << 40}} {
+		if _, err := ability[sdk.Pools](t, p).SetLimits(t.Context(), sdk.Op{ID: "limits", Space: "ours"}, limits); !errors.Is(err, sdk.ErrInvalid) {
+			t.Errorf("limits %+v: %v, want ErrInvalid", limits, err)
+		}
+	}
+	for _, vlan := range []int{-1, 4095} {
+		spec := sdk.NetworkSpec{Name: "net", VLAN: vlan}
+		if _, err := ability[sdk.Networker](t, p).CreateNetwork(t.Context(), sdk.Op{ID: "net", Space: "ours"}, spec); !errors.Is(err, sdk.ErrInvalid) {
+			t.Errorf("VLAN %d: %v, want ErrInvalid", vlan, err)
+		}
 	}
 }

@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"context"
+	"fmt"
 	"iter"
 	"math"
 	"slices"
@@ -72,6 +73,7 @@ func (s *server) DraftPoint(ctx context.Context, req *pluginv1.DraftPointRequest
 	if err != nil {
 		return nil, err
 	}
+	s.data.closeOthers(draftsOwner(req.GetReplica()), draftOwner(draft)) // the one before, if there was one, was ended
 	return &pluginv1.DraftPointResponse{Draft: toPointDraft(draft)}, nil
 }
 
@@ -94,9 +96,15 @@ func (s *server) OpenPointDraftDisk(ctx context.Context, req *pluginv1.OpenPoint
 	return &pluginv1.OpenPointDraftDiskResponse{Disk: opened}, nil
 }
 
-func draftOwner(draft sdk.PointDraft) string { return "point-draft/" + draft.ID }
+// The owners of open disks are quoted, so that no two ids run into each other.
 
-func pointOwner(replica, point string) string { return "point/" + replica + "/" + point }
+func draftsOwner(replica string) string { return fmt.Sprintf("point-drafts %q ", replica) }
+
+func draftOwner(draft sdk.PointDraft) string { return draftsOwner(string(draft.Replica)) + draft.ID }
+
+func pointsOwner(replica string) string { return fmt.Sprintf("points %q ", replica) }
+
+func pointOwner(replica, point string) string { return pointsOwner(replica) + point }
 
 func (s *server) CommitPoint(ctx context.Context, req *pluginv1.CommitPointRequest) (*pluginv1.CommitPointResponse, error) {
 	replicator, err := ability[sdk.Replicator](s, sdk.AbilityReplicator)
@@ -177,7 +185,12 @@ func (s *server) RemoveReplica(ctx context.Context, req *pluginv1.RemoveReplicaR
 	if err != nil {
 		return nil, err
 	}
-	return &pluginv1.RemoveReplicaResponse{}, replicator.RemoveReplica(ctx, fromOp(req.GetOp()), sdk.ReplicaID(req.GetReplica()))
+	if err := replicator.RemoveReplica(ctx, fromOp(req.GetOp()), sdk.ReplicaID(req.GetReplica())); err != nil {
+		return nil, err
+	}
+	s.data.closeOthers(draftsOwner(req.GetReplica()), "")
+	s.data.closeOthers(pointsOwner(req.GetReplica()), "")
+	return &pluginv1.RemoveReplicaResponse{}, nil
 }
 
 var _ sdk.Replicator = (*remote)(nil)

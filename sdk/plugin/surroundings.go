@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"iter"
+	"math"
 	"net/netip"
 
 	"google.golang.org/grpc"
@@ -167,6 +168,9 @@ func (r *remote) Networks(ctx context.Context, space sdk.Space) iter.Seq2[sdk.Ne
 }
 
 func (r *remote) CreateNetwork(ctx context.Context, op sdk.Op, spec sdk.NetworkSpec) (sdk.Network, error) {
+	if spec.VLAN < 0 || spec.VLAN > maxVLAN { // on the wire 0 would say that frames stay inside
+		return sdk.Network{}, sdk.Errorf(sdk.ErrInvalid, sdk.FaultHost, "VLAN %d is not 0 to %d", spec.VLAN, maxVLAN)
+	}
 	resp, err := call(ctx, r, "CreateNetwork", r.client.CreateNetwork,
 		&pluginv1.CreateNetworkRequest{Op: toOp(op), Name: spec.Name, Vlan: toCount(spec.VLAN), Uplink: spec.Uplink})
 	if err != nil {
@@ -207,6 +211,9 @@ func (r *remote) Capacity(ctx context.Context) (sdk.Capacity, error) {
 }
 
 func (r *remote) SetLimits(ctx context.Context, op sdk.Op, limits sdk.Limits) (sdk.Enforced, error) {
+	if limits.CPUs < 0 || limits.CPUs > math.MaxInt32 || limits.MemoryBytes < 0 { // on the wire 0 would lift the limit
+		return sdk.Enforced{}, sdk.Errorf(sdk.ErrInvalid, sdk.FaultHost, "limits of %d CPUs and %d bytes", limits.CPUs, limits.MemoryBytes)
+	}
 	resp, err := call(ctx, r, "SetLimits", r.client.SetLimits, &pluginv1.SetLimitsRequest{
 		Op: toOp(op), Cpus: toCount(limits.CPUs), MemoryBytes: limits.MemoryBytes, StorageBytes: limits.StorageBytes,
 	})
