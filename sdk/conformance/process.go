@@ -1,6 +1,7 @@
 package conformance
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"iter"
@@ -112,6 +113,77 @@ func (c *checker) kill(after time.Duration, prepare func(sdk.Platform) (call fun
 	}
 	c.must("kill the process", p.Kill())
 	<-done
+}
+
+// amid is after how many grains a process that writes is killed.
+const amid = 4
+
+// killAmid writes a disk in a process of its own, and kills that in the middle.
+func (c *checker) killAmid(p Process, w sdk.BlockWriter) {
+	reached := make(chan struct{})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		piece := bytes.Repeat([]byte{9}, grain)
+		for off := int64(0); off+grain <= w.Size(); off += grain {
+			if off == amid*grain {
+				close(reached)
+			}
+			if _, err := w.WriteAt(piece, off); err != nil {
+				return
+			}
+		}
+	}()
+	select {
+	case <-reached:
+	case <-done: // it failed before; what is written over it tells whether that matters
+	}
+	c.must("kill the process", p.Kill())
+	<-done
+	_ = w.Close() // of a process that is gone
+}
+
+// overwrite writes every grain of a disk, in ascending order, and returns what
+// it shows then.
+func (c *checker) overwrite(w sdk.BlockWriter) []byte {
+	want := make([]byte, w.Size())
+	for off := int64(0); off < w.Size(); off += grain {
+		piece := want[off:min(off+grain, w.Size())]
+		for i := range piece {
+			piece[i] = byte(off/grain) + 1
+		}
+		_, err := w.WriteAt(piece, off)
+		c.must("write in a fresh process", err)
+	}
+	c.must("flush", w.Flush())
+	c.must("close the writer", w.Close())
+	return want
+}
+
+// wakesTooLate stops a process that writes, has a newer claim take over, and
+// wakes it.
+func (c *checker) wakesTooLate(p Process, w sdk.BlockWriter, takeOver func()) {
+	write := func(off int64) error {
+		if _, err := w.WriteAt(bytes.Repeat([]byte{0xbd}, grain), off); err != nil {
+			return err
+		}
+		return w.Flush()
+	}
+	// The back-end may serve the disk itself: then this one lands before the
+	// take-over, which is right.
+	early := c.inFlight(p, func() error {
+		_ = write(0) // it counts by what the disk holds
+		return nil
+	})
+	takeOver()
+	late := make(chan error, 1)
+	go func() { late <- write(2 * grain) }()
+	c.must("wait for the write to arrive", c.pause(arrival))
+	c.must("wake the process", p.Resume())
+	c.must("wait for the first write", <-early)
+	if err := <-late; err == nil {
+		c.errorf("a process that woke up after a newer claim took over wrote")
+	}
 }
 
 // drain reads a call of many answers to its end. Its process is killed

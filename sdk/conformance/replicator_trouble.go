@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/holdfast-dr/holdfast/sdk"
@@ -73,42 +72,11 @@ func killedWhilePointWritten(c *checker) {
 	r := c.replica("half")
 	draft := c.drafted(r, "half")
 	p := c.process()
-	w := c.pointWriter(p.Platform, draft, "vda", 0)
-	started := make(chan struct{})
-	var group sync.WaitGroup
-	group.Go(func() {
-		piece := bytes.Repeat([]byte{9}, grain)
-		for off := int64(0); off+grain <= w.Size(); off += grain {
-			if off == 4*grain {
-				close(started)
-			}
-			if _, err := w.WriteAt(piece, off); err != nil {
-				return
-			}
-		}
-	})
-	select {
-	case <-started:
-	case <-c.ctx.Done():
-	}
-	c.must("kill the process", p.Kill())
-	group.Wait()
-	_ = w.Close() // of a process that is gone
+	c.killAmid(p, c.pointWriter(p.Platform, draft, "vda", 0))
 	if got := c.pointsOf(c.fresh(), r.ID); len(got) != 0 {
 		c.errorf("a draft that was half written is listed as point %q", got)
 	}
-	over := c.pointWriter(c.fresh(), draft, "vda", 0)
-	want := make([]byte, over.Size())
-	for off := int64(0); off < over.Size(); off += grain {
-		piece := want[off : off+grain]
-		for i := range piece {
-			piece[i] = byte(off/grain) + 1
-		}
-		_, err := over.WriteAt(piece, off)
-		c.must("write in a fresh process", err)
-	}
-	c.must("flush", over.Flush())
-	c.must("close the writer", over.Close())
+	want := c.overwrite(c.pointWriter(c.fresh(), draft, "vda", 0))
 	point, err := c.commitPoint(c.Platform, draft, 0, sdk.PointLabel{})
 	c.must("commit the draft", err)
 	c.shows(c.Platform, r.ID, point.ID, content{"vda": want})
@@ -185,26 +153,9 @@ func stoppedPointWriter(c *checker) {
 	r := c.replica("stopped")
 	older := c.drafted(r, "older")
 	process := c.stoppable()
-	w := c.pointWriter(process.Platform, older, "vda", 0)
-	write := func(off int64) error {
-		if _, err := w.WriteAt(bytes.Repeat([]byte{0xbd}, grain), off); err != nil {
-			return err
-		}
-		return w.Flush()
-	}
-	early := c.inFlight(process, func() error {
-		_ = write(0) // it counts by what the point shows
-		return nil
-	})
-	newer, want := c.pointTakenOver(c.Platform, r)
-	late := make(chan error, 1)
-	go func() { late <- write(2 * grain) }()
-	c.must("wait for the write to arrive", c.pause(arrival))
-	c.must("wake the process", process.Resume())
-	c.must("wait for the first write", <-early)
-	if err := <-late; err == nil {
-		c.errorf("a process that woke up after a newer claim took over wrote")
-	}
+	var newer sdk.PointDraft
+	var want content
+	c.wakesTooLate(process, c.pointWriter(process.Platform, older, "vda", 0), func() { newer, want = c.pointTakenOver(c.Platform, r) })
 	point, err := c.commitPoint(c.Platform, newer, 1, sdk.PointLabel{})
 	c.must("commit under the newer claim", err)
 	c.shows(c.Platform, r.ID, point.ID, want)

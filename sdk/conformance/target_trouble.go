@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/holdfast-dr/holdfast/sdk"
@@ -464,39 +463,8 @@ func killedInOpen(c *checker) {
 func killedWhileWritten(c *checker) {
 	draft := c.create("draft", 0, c.spec())
 	p := c.process()
-	w := c.writer(p.Platform, draft, "vda", 0)
-	started := make(chan struct{})
-	var group sync.WaitGroup
-	group.Go(func() {
-		piece := bytes.Repeat([]byte{9}, grain)
-		for off := int64(0); off+grain <= w.Size(); off += grain {
-			if off == 4*grain {
-				close(started)
-			}
-			if _, err := w.WriteAt(piece, off); err != nil {
-				return
-			}
-		}
-	})
-	select {
-	case <-started:
-	case <-c.ctx.Done():
-	}
-	c.must("kill the process", p.Kill())
-	group.Wait()
-	_ = w.Close() // of a process that is gone
-	over := c.writer(c.fresh(), draft, "vda", 0)
-	want := make([]byte, over.Size())
-	for off := int64(0); off < over.Size(); off += grain {
-		piece := want[off : off+grain]
-		for i := range piece {
-			piece[i] = byte(off/grain) + 1
-		}
-		_, err := over.WriteAt(piece, off)
-		c.must("write in a fresh process", err)
-	}
-	c.must("flush", over.Flush())
-	c.must("close the writer", over.Close())
+	c.killAmid(p, c.writer(p.Platform, draft, "vda", 0))
+	want := c.overwrite(c.writer(c.fresh(), draft, "vda", 0))
 	if m, ok := c.became(draft); ok && len(m.Disks) > 0 {
 		c.holds(m.ID, m.Disks[0].ID, want)
 	}
@@ -603,28 +571,8 @@ func (c *checker) commitHolds(draft sdk.Draft, want []byte) {
 func stoppedWriter(c *checker) {
 	draft := c.create("draft", 0, c.spec())
 	process := c.stoppable()
-	w := c.writer(process.Platform, draft, "vda", 0)
-	write := func(off int64) error {
-		if _, err := w.WriteAt(bytes.Repeat([]byte{0xbd}, grain), off); err != nil {
-			return err
-		}
-		return w.Flush()
-	}
-	// The back-end may serve the disk itself: then this one lands before the
-	// take-over, which is right.
-	early := c.inFlight(process, func() error {
-		_ = write(0) // it counts by what the disk holds
-		return nil
-	})
-	good := c.takenOver(c.Platform, draft)
-	late := make(chan error, 1)
-	go func() { late <- write(2 * grain) }()
-	c.must("wait for the write to arrive", c.pause(arrival))
-	c.must("wake the process", process.Resume())
-	c.must("wait for the first write", <-early)
-	if err := <-late; err == nil {
-		c.errorf("a process that woke up after a newer claim took over wrote")
-	}
+	var good []byte
+	c.wakesTooLate(process, c.writer(process.Platform, draft, "vda", 0), func() { good = c.takenOver(c.Platform, draft) })
 	c.commitHolds(draft, good)
 }
 
